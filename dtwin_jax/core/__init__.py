@@ -1,0 +1,1 @@
+"""What numbers and data mean: quantities, priors, units, signals, records and predictors."""

@@ -1,0 +1,248 @@
+"""What is known of a patient: inputs, observations, facts; and cohorts of patients, padded and stacked."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+
+from dtwin_jax.core.quantity import check_names, replace_fields
+from dtwin_jax.core.signal import AbstractSignal, Doses, Sampled, Steps
+from dtwin_jax.core.types import Codes, Mask, Scalar, Vector
+
+BELOW, SEEN, ABOVE = -1, 0, 1
+
+
+class Series(eqx.Module):
+    """The measurements of one channel, at its own times.
+
+    Attributes:
+        time: sorted, in the model's unit of time; padding repeats the last time.
+        value: measured, or the limit where `censor` is not 0.
+        mask: False for padding and for times at which only a prediction is wanted.
+        censor: -1 below `value`, 0 seen, +1 above `value`.
+        after: True where a measurement at the time of a dose was made after it.
+    """
+
+    time: Vector
+    value: Vector
+    mask: Mask
+    censor: Codes
+    after: Mask
+
+    def __init__(
+        self, time: Any, value: Any = None, *, mask: Any = None, censor: Any = None, after: Any = None
+    ):
+        """Lists or arrays of one length; without `value` the times are for prediction only."""
+        shape = np.shape(time := np.asarray(time, dtype=float))
+        self.time = time
+        self.value = np.zeros(shape) if value is None else np.asarray(value, dtype=float)
+        default = np.full(shape, value is not None)
+        self.mask = default if mask is None else np.asarray(mask, dtype=bool)
+        self.censor = np.zeros(shape, int) if censor is None else np.asarray(censor, dtype=int)
+        self.after = np.zeros(shape, bool) if after is None else np.asarray(after, dtype=bool)
+        for name in ("value", "mask", "censor", "after"):
+            if np.shape(getattr(self, name)) != shape:
+                found = np.shape(getattr(self, name))
+                raise ValueError(f"Series: {name} has shape {found}, time has {shape}")
+
+
+class Record(eqx.Module):
+    """What is known of one patient; with a leading axis on every array, of a cohort.
+
+    Attributes:
+        inputs: the model's inputs, each a number or a signal.
+        observations: channel name -> series.
+        known: name -> value of parameters and covariates known for this patient.
+        t0: time at which the model's initial state holds.
+    """
+
+    inputs: Any
+    observations: dict[str, Series]
+    known: dict[str, Any] = eqx.field(default_factory=dict)
+    t0: Scalar = eqx.field(
+        default=0.0, converter=lambda x: np.asarray(x, float) if isinstance(x, int | float) else x
+    )
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Patients side by side: `record` has a leading patient axis. Only `record` enters compiled code."""
+
+    ids: tuple[str, ...]
+    record: Record
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, patient: str) -> Record:
+        """The (padded) record of one patient, by id."""
+        if patient not in self.ids:
+            raise KeyError(f"no patient {patient!r}; the cohort has {', '.join(self.ids[:20])}")
+        return self.at(self.ids.index(patient))
+
+    def at(self, index: int) -> Record:
+        """The (padded) record of the patient at a position."""
+        return jax.tree.map(lambda leaf: leaf[index], self.record)
+
+    def take(self, indices: Sequence[int]) -> "Cohort":
+        """The cohort of the patients at these positions, padding unchanged."""
+        indices = np.asarray(indices, dtype=int)
+        ids = tuple(self.ids[i] for i in indices)
+        return Cohort(ids, jax.tree.map(lambda leaf: leaf[indices], self.record))
+
+
+def stack(records: Mapping[str, Record]) -> Cohort:
+    """A cohort of patients, padded to the longest of each channel and input.
+
+    Args:
+        records: id -> record, all of one model. A channel that a patient lacks becomes a masked series.
+
+    Raises:
+        ValueError: no records, or a fact that is known for some patients only.
+    """
+    if not records:
+        raise ValueError("a cohort needs at least one record")
+    ids, rows = tuple(records), tuple(records.values())
+    facts = sorted({name for row in rows for name in row.known})
+    for patient, row in records.items():
+        for name in facts:
+            if name not in row.known:
+                raise ValueError(f"{name!r} is known for some patients, but not for {patient!r}")
+    fields = _stack_inputs([row.inputs for row in rows], [float(row.t0) for row in rows])
+    channels = dict.fromkeys(name for row in rows for name in row.observations)
+    record = Record(
+        inputs=fields,
+        observations={name: _stack_series(name, rows) for name in channels},
+        known={name: np.stack([np.asarray(row.known[name], float) for row in rows]) for name in facts},
+        t0=np.stack([np.asarray(row.t0, float) for row in rows]),
+    )
+    return Cohort(ids, record)
+
+
+def buckets(records: Mapping[str, Record], count: int) -> list[Cohort]:
+    """`records` in at most `count` cohorts of like length: bounds padding, and the number of compilations."""
+    if count < 1:
+        raise ValueError(f"buckets needs a count of at least 1, found {count}")
+    by_size = sorted(records, key=lambda patient: _size(records[patient]))
+    groups = np.array_split(np.arange(len(by_size)), min(count, len(by_size)))
+    return [stack({by_size[i]: records[by_size[i]] for i in group}) for group in groups]
+
+
+def scenario(record: Record, *, until: float, every: float, **inputs: Any) -> Record:
+    """A planned record: what would be seen if these inputs were given.
+
+    Args:
+        record: of one patient, or a cohort's.
+        until: end of the plan, in the model's unit of time.
+        every: spacing of the times at which to predict.
+        inputs: input name -> signal or number, in place of the record's; the others stay. For a cohort
+            the arrays of a signal may have a patient axis; without one all patients get the same.
+
+    Returns:
+        A record with the channels of `record`, without measurements.
+    """
+    if not every > 0:
+        raise ValueError(f"scenario: every must be positive, found {every!r}")
+    t0 = np.asarray(record.t0, float)
+    if not np.all(until > t0):
+        raise ValueError(f"scenario: until ({until!r}) must be later than the record's start ({t0!r})")
+    steps = int(np.floor((until - t0.min()) / every * (1 + 1e-12))) + 1
+    times = np.minimum(t0[..., None] + every * np.arange(steps), until)
+    check_names("scenario: the model", "input", inputs, vars(record.inputs))
+    planned = {
+        name: jax.tree.map(lambda leaf: _with_patients(leaf, t0.shape), signal)
+        for name, signal in inputs.items()
+    }
+    series = Series(times)
+    return Record(
+        replace_fields(record.inputs, planned),
+        dict.fromkeys(record.observations, series),
+        dict(record.known),
+        record.t0,
+    )
+
+
+def _with_patients(leaf: Any, patients: tuple[int, ...]) -> Any:
+    leaf = np.asarray(leaf, float)
+    if patients and leaf.shape[:1] != patients:
+        leaf = np.broadcast_to(leaf, patients + leaf.shape).copy()
+    return leaf
+
+
+def _size(record: Record) -> int:
+    return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(record))
+
+
+def _pad(values: Any, length: int, fill: Any) -> np.ndarray:
+    values = np.asarray(values)
+    return np.concatenate([values, np.full(length - len(values), fill, dtype=values.dtype)])
+
+
+def _stack_series(name: str, rows: Sequence[Record]) -> Series:
+    absent = [row.observations.get(name) for row in rows]
+    length = max(1, *(0 if series is None else len(series.time) for series in absent))
+    parts = []
+    for row, series in zip(rows, absent, strict=True):
+        if series is None or len(series.time) == 0:
+            parts.append(Series(np.full(length, float(row.t0))))
+            continue
+        last = series.time[-1]
+        parts.append(
+            Series(
+                _pad(series.time, length, last),
+                _pad(series.value, length, 0.0),
+                mask=_pad(series.mask, length, False),
+                censor=_pad(series.censor, length, SEEN),
+                after=_pad(series.after, length, True),
+            )
+        )
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
+
+
+def _stack_inputs(rows: Sequence[Any], starts: Sequence[float]) -> Any:
+    columns = {name: [getattr(row, name) for row in rows] for name in vars(rows[0])}
+    stacked = {name: _stack_signals(name, column, starts) for name, column in columns.items()}
+    return replace_fields(rows[0], stacked)
+
+
+def _stack_signals(name: str, signals: Sequence[Any], starts: Sequence[float]) -> Any:
+    kinds = {type(signal) for signal in signals if isinstance(signal, AbstractSignal)}
+    if not kinds:
+        return np.stack([np.asarray(signal, float) for signal in signals])
+    if len(kinds) > 1:
+        raise ValueError(f"input {name!r} is of several kinds: {sorted(kind.__name__ for kind in kinds)}")
+    (kind,) = kinds
+    signals = [_promote(name, kind, signal, t0) for signal, t0 in zip(signals, starts, strict=True)]
+    length = max(1, *(len(signal.time) for signal in signals))
+    padded = [_pad_signal(signal, length, t0) for signal, t0 in zip(signals, starts, strict=True)]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *padded)
+
+
+def _promote(name: str, kind: type, signal: Any, t0: float) -> Any:
+    """A number beside signals becomes a signal of their kind that says the same."""
+    if isinstance(signal, AbstractSignal):
+        return signal
+    if kind is Doses:
+        if float(signal) != 0.0:
+            raise ValueError(
+                f"input {name!r}: a constant rate ({signal}) cannot stand beside doses; use an infusion"
+            )
+        return Doses([], [])
+    return kind([t0], [float(signal)])
+
+
+def _pad_signal(signal: Any, length: int, t0: float) -> Any:
+    last = signal.time[-1] if len(signal.time) else t0
+    if isinstance(signal, Doses):
+        # Padding has amount 0, so no mask is needed.
+        return Doses(
+            _pad(signal.time, length, last),
+            _pad(signal.amount, length, 0.0),
+            _pad(signal.duration, length, 0.0),
+        )
+    if isinstance(signal, Steps | Sampled):
+        return type(signal)(_pad(signal.time, length, last), _pad(signal.value, length, signal.value[-1]))
+    raise ValueError(f"cannot pad a {type(signal).__name__}")
