@@ -1,0 +1,1 @@
+"""How a body moves: models as bundles of functions, and their solution over time."""

@@ -1,0 +1,96 @@
+"""Events: the times at which inputs jump, and what a bolus does to the state.
+
+A solve is split at every event, so inside a piece the right-hand side is smooth, and the gradient with
+respect to a dose's time (lag, duration of an infusion) is that of the limits of integration: exact.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from dtwin_jax.core.quantity import replace_fields
+from dtwin_jax.core.signal import AbstractSignal, Doses, Sampled
+from dtwin_jax.core.types import Scalar, Vector
+
+
+class Pieces(eqx.Module):
+    """A solve cut at its events; piece `k` runs from `bounds[k]` to `bounds[k + 1]`.
+
+    Attributes:
+        event: (events,) sorted event times.
+        bounds: (events + 2,) start, events, end; events outside are moved to the nearer limit.
+        held: (events + 1,) inputs by piece, every signal that is constant there replaced by its value.
+        amount: (events + 1,) inputs by piece, the bolus amount given at the end of the piece.
+    """
+
+    event: Vector
+    bounds: Vector
+    held: Any
+    amount: Any
+
+
+def has_samples(inputs: Any) -> bool:
+    """Whether an input varies inside a piece."""
+    return any(isinstance(signal, Sampled) for signal in vars(inputs).values())
+
+
+def cut(inputs: Any, t0: Any, t1: Any, stops: Any = None) -> Pieces:
+    """The pieces of a solve from `t0` to `t1`.
+
+    Args:
+        inputs: the model's inputs: numbers and signals.
+        t0: start.
+        t1: end.
+        stops: further times at which to cut.
+    """
+    signals = {name: s for name, s in vars(inputs).items() if isinstance(s, AbstractSignal)}
+    edges = [jnp.asarray(signal.edges()) for signal in signals.values()]
+    times = jnp.concatenate([*edges, *([] if stops is None else [stops]), jnp.zeros((0,))])
+    order = jnp.argsort(times)
+    event = times[order]
+    inner = jnp.clip(event, t0, t1)
+    bounds = jnp.concatenate([jnp.asarray(t0)[None], inner, jnp.asarray(t1)[None]])
+    middle = (bounds[:-1] + bounds[1:]) / 2
+    held = {
+        name: jax.vmap(signal)(middle) for name, signal in signals.items() if not isinstance(signal, Sampled)
+    }
+    return Pieces(event, bounds, held, _amounts(signals, event))
+
+
+def _amounts(signals: dict[str, Any], event: Any) -> dict[str, Any]:
+    amounts = {}
+    for name, signal in signals.items():
+        if not isinstance(signal, Doses):
+            continue
+        time, amount = signal.impulses()
+        # Several doses can share a time: all are given at the first event of that time.
+        first = jnp.searchsorted(event, time)
+        given = jnp.zeros(event.shape[0] + 1, amount.dtype).at[first].add(amount)
+        amounts[name] = given
+    return amounts
+
+
+def inputs_at(inputs: Any, held: dict[str, Any], t: Any) -> Any:
+    """The model's inputs as plain numbers at time `t` of a piece."""
+    samples = {name: s(t) for name, s in vars(inputs).items() if isinstance(s, Sampled)}
+    return replace_fields(inputs, {**held, **samples})
+
+
+def piece_of(event: Any, time: Any, after: Any) -> Any:
+    """The piece that a measurement belongs to: at the time of an event, before it unless `after`."""
+    passed = (event[None, :] < time[:, None]) | ((event[None, :] == time[:, None]) & after[:, None])
+    return jnp.sum(passed, axis=1)
+
+
+def jump(drift: Any, t: Scalar, x: Any, u: Any, amount: dict[str, Any], p: Any) -> Any:
+    """The state just after boluses of `amount`: `x` moved by `amount * d(drift)/d(u)`.
+
+    For a drift that is affine in its inputs this is the limit of ever shorter infusions.
+    """
+    if not amount:
+        return x
+    zero = jax.tree.map(jnp.zeros_like, u)
+    _, moved = jax.jvp(lambda given: drift(t, x, given, p), (u,), (replace_fields(zero, amount),))
+    return jax.tree.map(jnp.add, x, moved)

@@ -1,0 +1,95 @@
+"""A mechanistic model: a frozen bundle of pure functions."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from dtwin_jax.core.predictor import Mode, Schema
+from dtwin_jax.core.quantity import quantities, replace_fields
+from dtwin_jax.core.record import Record
+from dtwin_jax.dynamics.simulate import solve
+from dtwin_jax.dynamics.solver import Solver
+from dtwin_jax.dynamics.vector import packing
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of the body. Hashable and compared by content; parameters are never part of it.
+
+    Attributes:
+        name: how results and errors call it.
+        params: () -> P, parameters with their defaults: usually the class itself.
+        inputs: () -> U, inputs with their neutral values: nothing given.
+        init: (p) -> X, the state at the start of a record.
+        drift: (t, x, u, p) -> X, the rate of change. `u` holds plain numbers. Affine in `u` if doses go there.
+        observe: (t, x, p) -> Y, what can be measured.
+        noise: (y, p) -> {output: NumPyro distribution}, how it is measured.
+        diffusion: (t, x, u, p) -> X, makes the model an Itô SDE with independent noise on each state.
+        dosing: (u, p) -> U, signals before they act: lag, bioavailability, modelled duration.
+        flow: (dt, x, u, p) -> X, the exact solution after `dt` under constant inputs, for models that have
+            one. It replaces the solver where inputs are constant between events.
+        time: UCUM unit of time.
+        solver: how the equations are solved where there is no flow.
+        source: citation of the model.
+    """
+
+    name: str
+    params: Callable[[], Any]
+    inputs: Callable[[], Any]
+    init: Callable[[Any], Any]
+    drift: Callable[[Any, Any, Any, Any], Any]
+    observe: Callable[[Any, Any, Any], Any]
+    noise: Callable[[Any, Any], dict[str, Any]]
+    diffusion: Callable[[Any, Any, Any, Any], Any] | None = None
+    dosing: Callable[[Any, Any], Any] | None = None
+    flow: Callable[[Any, Any, Any, Any], Any] | None = None
+    time: str = "h"
+    solver: Solver = Solver()
+    source: str = ""
+
+    def predict(self, p: Any, record: Record) -> dict[str, Any]:
+        """The distribution of every measurement of `record`: channel -> distribution of shape (n,)."""
+        if self.diffusion is not None:
+            raise ValueError(
+                f"{self.name} is an SDE: predict needs a filter over its states; simulate it, or calibrate "
+                "the ODE with dataclasses.replace(model, diffusion=None)"
+            )
+        expected = expect(self, p, record)
+        predicted = self.noise(expected, p)
+        return {name: predicted[name] for name in record.observations}
+
+    def schema(self) -> Schema:
+        """Names, units and ranges of inputs, outputs and parameters."""
+        return _schema(self)
+
+    def differentiated(self, mode: Mode) -> "Model":
+        """The model prepared for forward- or reverse-mode derivatives."""
+        return replace(self, solver=self.solver.differentiated(mode))
+
+
+def expect(model: Model, p: Any, record: Record) -> Any:
+    """The model's Outputs, each at the times of its own channel; channels without a series are empty."""
+    channels = record.observations
+    times = jnp.concatenate([jnp.asarray(series.time, float) for series in channels.values()])
+    after = jnp.concatenate([jnp.asarray(series.after) for series in channels.values()])
+    states = solve(model, p, record.inputs, times, after, t0=record.t0).states
+    _, unpack = packing(jax.eval_shape(model.init, p))
+    output = jax.vmap(lambda t, x: model.observe(t, unpack(x), p))(times, states)
+    parts, start = {}, 0
+    for name, series in channels.items():
+        parts[name] = getattr(output, name)[start : start + series.time.shape[0]]
+        start += series.time.shape[0]
+    empty = {name: getattr(output, name)[:0] for name in quantities(output) if name not in parts}
+    return replace_fields(output, parts | empty)
+
+
+@functools.lru_cache(maxsize=None)
+def _schema(model: Model) -> Schema:
+    p = model.params()
+    output = eqx.filter_eval_shape(lambda: model.observe(jnp.asarray(0.0), model.init(p), p))
+    return Schema(quantities(model.inputs()), quantities(output), quantities(p), model.time)

@@ -1,0 +1,56 @@
+"""Which numerical method solves a model, and how closely."""
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import diffrax
+
+from dtwin_jax.core.predictor import Mode
+
+
+class Outcome(enum.IntEnum):
+    """How a solve ended; one code a patient, so that a failure is that patient's alone."""
+
+    SOLVED = 0
+    MAX_STEPS = 1
+    NOT_FINITE = 2
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A Diffrax method with its tolerances.
+
+    Attributes:
+        method: makes the Diffrax solver: `diffrax.Tsit5` (explicit), `diffrax.Kvaerno5` (implicit, stiff),
+            `diffrax.ItoMilstein` or `diffrax.Euler` (SDE, Itô).
+        rtol: relative tolerance of the step size controller.
+        atol: absolute tolerance, one number or one for each state in the order of the State's fields.
+        max_steps: steps allowed between two events; more is reported as `Outcome.MAX_STEPS`.
+        dt: fixed step, needed for an SDE; for an ODE it replaces the adaptive controller.
+        adjoint: a Diffrax adjoint. None lets the caller decide: reverse mode for `jax.grad`, forward mode
+            inside `fit` and `calibrate`, where few parameters make it cheaper.
+    """
+
+    method: Callable[[], diffrax.AbstractSolver] = diffrax.Tsit5
+    rtol: float = 1e-6
+    atol: float | tuple[float, ...] = 1e-8
+    max_steps: int = 4096
+    dt: float | None = None
+    adjoint: diffrax.AbstractAdjoint | None = None
+
+    def differentiated(self, mode: Mode) -> "Solver":
+        """This solver with the adjoint for `mode`, unless one was chosen."""
+        if self.adjoint is not None:
+            return self
+        reverse = diffrax.RecursiveCheckpointAdjoint()
+        return replace(self, adjoint=diffrax.ForwardMode() if mode == "forward" else reverse)
+
+    def arguments(self) -> dict:
+        """Keyword arguments for `diffrax.diffeqsolve`."""
+        return {
+            "solver": self.method(),
+            "max_steps": self.max_steps,
+            "adjoint": self.adjoint or diffrax.RecursiveCheckpointAdjoint(),
+            "throw": False,
+        }

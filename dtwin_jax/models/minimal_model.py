@@ -1,0 +1,118 @@
+"""Glucose minimal model with measured insulin, for the intravenous glucose tolerance test (IVGTT).
+
+Source: Bergman, Ider, Bowden & Cobelli 1979, Am J Physiol 236:E667. Priors: between-subject distribution
+in 204 healthy adults, Denti et al. 2010, as read in nlmixr2lib (endogenous/Denti_2010_glucoseMinimal.R).
+
+    G' = -(SG + X) G + SG Gb,              G(0) = G0
+    X' = -p2 X + p2 SI (insulin - Ib),     X(0) = 0
+"""
+
+import equinox as eqx
+
+from dtwin_jax.core.prior import lognormal
+from dtwin_jax.core.quantity import param, var
+from dtwin_jax.core.signal import Input
+from dtwin_jax.core.types import Scalar
+from dtwin_jax.dynamics.model import Model
+from dtwin_jax.dynamics.residual import combined
+
+_DENTI = "Denti 2010: median and between-subject sd of the log"
+_GLUCOSE = 180.156  # g/mol
+
+
+class Params(eqx.Module):
+    """Parameters of the minimal model. `SI` is per unit of plasma insulin in u[IU]/mL."""
+
+    SG: Scalar = param(
+        0.0192, "/min", lognormal(0.0192, log_sd=0.210), source=_DENTI, doc="glucose effectiveness"
+    )
+    p2: Scalar = param(
+        0.0254, "/min", lognormal(0.0254, log_sd=0.379), source=_DENTI, doc="decay of insulin action"
+    )
+    SI: Scalar = param(
+        3.5e-4,
+        "mL/u[IU]/min",
+        lognormal(3.5e-4, log_sd=0.475),
+        source=_DENTI + "; 5.83e-5 L/min/pmol at 6 pmol per u[IU] of insulin",
+        doc="insulin sensitivity",
+    )
+    G0: Scalar = param(
+        268.0,
+        "mg/dL",
+        lognormal(268.0, log_sd=0.2),
+        source="basal 91.3 mg/dL and 0.3 g/kg over 1.70 dL/kg (Denti 2010); spread chosen here",
+        doc="glucose just after the injection, extrapolated",
+    )
+    Gb: Scalar = param(
+        91.34, "mg/dL", source="Denti 2010, centre of covariate", doc="basal glucose, measured"
+    )
+    Ib: Scalar = param(
+        4.5, "u[IU]/mL", source="Denti 2010, centre of covariate, 26.98 pmol/L", doc="basal insulin, measured"
+    )
+    sd: Scalar = param(
+        4.28,
+        "mg/dL",
+        lognormal(4.28, log_sd=0.5),
+        source="Denti 2010; spread chosen here",
+        doc="additive error",
+    )
+    cv: Scalar = param(
+        0.0227,
+        "1",
+        lognormal(0.0227, log_sd=0.5),
+        source="Denti 2010; spread chosen here",
+        doc="proportional error",
+    )
+
+
+class Inputs(eqx.Module):
+    """What drives glucose."""
+
+    insulin: Input = var(
+        "u[IU]/mL", neutral=4.5, doc="plasma insulin, linear between samples", plausible=(0.0, 1e4)
+    )
+
+
+class State(eqx.Module):
+    """Glucose and the action of insulin on it."""
+
+    glucose: Scalar = var("mg/dL")
+    action: Scalar = var("/min")
+
+
+class Outputs(eqx.Module):
+    """What is measured."""
+
+    # Wide guards against a wrong unit, not limits of physiology.
+    glucose: Scalar = var("mg/dL", doc="plasma glucose", molar_mass=_GLUCOSE, plausible=(10.0, 1500.0))
+
+
+def init(p: Params) -> State:
+    """Just after the injection."""
+    return State(glucose=p.G0, action=0.0)
+
+
+def drift(t: Scalar, x: State, u: Inputs, p: Params) -> State:
+    """Rates of change, per minute."""
+    return State(
+        glucose=-(p.SG + x.action) * x.glucose + p.SG * p.Gb,
+        action=-p.p2 * x.action + p.p2 * p.SI * (u.insulin - p.Ib),
+    )
+
+
+def observe(t: Scalar, x: State, p: Params) -> Outputs:
+    """Plasma glucose."""
+    return Outputs(glucose=x.glucose)
+
+
+minimal_model = Model(
+    name="minimal_model",
+    params=Params,
+    inputs=Inputs,
+    init=init,
+    drift=drift,
+    observe=observe,
+    noise=combined,
+    time="min",
+    source="Bergman et al. 1979, Am J Physiol 236:E667",
+)
