@@ -42,16 +42,19 @@ def lognormal(median: float, cv: float | None = None, *, log_sd: float | None = 
     """
     if (cv is None) == (log_sd is None):
         raise ValueError("lognormal needs exactly one of cv and log_sd")
-    spread = math.sqrt(math.log1p(cv**2)) if cv is not None else log_sd
+    if cv is None:
+        return _prior("lognormal", positive=("median", "log_sd"), median=median, log_sd=log_sd)
+    _check_number("lognormal", "cv", cv, positive=True)
+    spread = math.sqrt(math.log1p(cv**2))
     return _prior("lognormal", positive=("median", "log_sd"), median=median, log_sd=spread)
 
 
 def normal(mean: float, sd: float, *, low: float = -math.inf, high: float = math.inf) -> Prior:
     """Normal, cut to `[low, high]` where given."""
-    if low == -math.inf and high == math.inf:
-        return _prior("normal", positive=("sd",), mean=mean, sd=sd)
     _check_order("normal", low, high)
-    return _prior("normal", positive=("sd",), mean=mean, sd=sd, low=low, high=high)
+    # An absent limit stays out of the arguments: infinity has no place in JSON.
+    limits = {name: limit for name, limit in (("low", low), ("high", high)) if abs(limit) != math.inf}
+    return _prior("normal", positive=("sd",), mean=mean, sd=sd, **limits)
 
 
 def halfnormal(scale: float) -> Prior:
@@ -97,12 +100,16 @@ def prior_from_dict(data: Mapping[str, Any]) -> Prior:
 def _prior(family: str, *, positive: tuple[str, ...], **args: float | None) -> Prior:
     values = []
     for name, value in args.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
-            raise ValueError(f"prior {family!r}: {name} must be a number, found {value!r}")
-        if name in positive and not 0 < value < math.inf:
-            raise ValueError(f"prior {family!r}: {name} must be positive, found {value!r}")
+        _check_number(family, name, value, positive=name in positive)
         values.append((name, float(value)))
     return Prior(family, tuple(values))
+
+
+def _check_number(family: str, name: str, value: Any, *, positive: bool) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"prior {family!r}: {name} must be a finite number, found {value!r}")
+    if positive and not value > 0:
+        raise ValueError(f"prior {family!r}: {name} must be positive, found {value!r}")
 
 
 def _check_order(family: str, low: float, high: float) -> None:

@@ -66,7 +66,7 @@ def var(
         plausible: (low, high) outside which a reader refuses a measured value.
     """
     quantity = Quantity(unit, None, "", doc, molar_mass, plausible)
-    default = {} if neutral is None else {"default": neutral}
+    default: dict[str, Any] = {} if neutral is None else {"default": neutral}
     return eqx.field(converter=as_float, metadata={"quantity": quantity}, **default)
 
 

@@ -89,9 +89,9 @@ class Cohort:
 
     def take(self, indices: Sequence[int]) -> "Cohort":
         """The cohort of the patients at these positions, padding unchanged."""
-        indices = np.asarray(indices, dtype=int)
-        ids = tuple(self.ids[i] for i in indices)
-        return Cohort(ids, jax.tree.map(lambda leaf: leaf[indices], self.record))
+        rows = np.asarray(indices, dtype=int)
+        ids = tuple(self.ids[i] for i in rows)
+        return Cohort(ids, jax.tree.map(lambda leaf: leaf[rows], self.record))
 
 
 def stack(records: Mapping[str, Record]) -> Cohort:

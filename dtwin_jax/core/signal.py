@@ -15,7 +15,9 @@ from dtwin_jax.core.types import Scalar, Vector
 
 
 class AbstractSignal(eqx.Module):
-    """A function of time given by data."""
+    """A function of time given by data at times, sorted, in the model's unit of time."""
+
+    time: eqx.AbstractVar[Vector]
 
     @abc.abstractmethod
     def __call__(self, t: Any) -> Any:
@@ -35,6 +37,16 @@ def _floats(x: Any) -> Any:
     return x
 
 
+def _for_each(owner: str, name: str, x: Any, time: Any) -> Any:
+    """`x` in the shape of `time`, of which it has one value each, or one for all."""
+    if np.shape(x) == np.shape(time):
+        return x
+    if np.size(x) != 1:
+        raise ValueError(f"{owner}: {name} has shape {np.shape(x)}, time has {np.shape(time)}")
+    xp = np if isinstance(x, np.ndarray) else jnp
+    return xp.broadcast_to(xp.reshape(x, ()), np.shape(time))
+
+
 class Doses(AbstractSignal):
     """Amounts given at times, at once (duration 0) or at a constant rate over a duration.
 
@@ -51,11 +63,10 @@ class Doses(AbstractSignal):
     duration: Vector
 
     def __init__(self, time: Any, amount: Any, duration: Any = 0.0):
+        """Lists or arrays of one length; an amount or duration that all doses share may be one number."""
         self.time = _floats(time)
-        self.amount = _floats(amount)
-        duration = _floats(duration)
-        xp = np if isinstance(duration, np.ndarray) else jnp
-        self.duration = xp.broadcast_to(duration, np.shape(self.time))
+        self.amount = _for_each("Doses", "amount", _floats(amount), self.time)
+        self.duration = _for_each("Doses", "duration", _floats(duration), self.time)
 
     def __call__(self, t: Any) -> Any:
         """Rate of the infusions running at `t`; an infusion is on at its start and off at its end."""
@@ -73,6 +84,13 @@ class Doses(AbstractSignal):
         return self.time, jnp.where(self.duration > 0, 0.0, self.amount)
 
 
+def _check_shapes(signal: Any) -> None:
+    time, value = np.shape(signal.time), np.shape(signal.value)
+    if time != value or 0 in time:
+        kind = type(signal).__name__
+        raise ValueError(f"{kind}: value has shape {value}, time has {time}; wanted equal and not empty")
+
+
 class Steps(AbstractSignal):
     """A value that is held from each time to the next; before the first time, the first value.
 
@@ -83,6 +101,9 @@ class Steps(AbstractSignal):
 
     time: Vector = eqx.field(converter=_floats)
     value: Vector = eqx.field(converter=_floats)
+
+    def __check_init__(self):
+        _check_shapes(self)
 
     def __call__(self, t: Any) -> Any:
         """The value of the last time at or before `t`."""
@@ -104,6 +125,9 @@ class Sampled(AbstractSignal):
 
     time: Vector = eqx.field(converter=_floats)
     value: Vector = eqx.field(converter=_floats)
+
+    def __check_init__(self):
+        _check_shapes(self)
 
     def __call__(self, t: Any) -> Any:
         """Linear interpolation at `t`."""
@@ -132,7 +156,7 @@ def scale(signal: Any, factor: Any) -> Any:
     """`signal` times `factor` (bioavailability)."""
     if isinstance(signal, Doses):
         return eqx.tree_at(lambda s: s.amount, signal, signal.amount * factor)
-    if isinstance(signal, AbstractSignal):
+    if isinstance(signal, Steps | Sampled):
         return eqx.tree_at(lambda s: s.value, signal, signal.value * factor)
     return signal * factor
 
