@@ -1,0 +1,45 @@
+"""Settings that every test runs under, made before JAX and Equinox are imported."""
+
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# JAX and Equinox read these variables when they are imported. Plugins load before this file; none of
+# those in use imports either, and one that does would make the settings below silently void.
+early = sorted({"jax", "equinox"} & set(sys.modules))
+if early:
+    raise RuntimeError(f"{' and '.join(early)} imported before tests/conftest.py: a pytest plugin does it")
+
+# Compilation is most of the time of the suite, so compiled programs are kept between runs. Equinox's
+# runtime checks put callbacks into programs, and such programs are never kept: a failed check becomes
+# NaN instead. Subprocesses and the workers of xdist inherit the variables.
+os.environ.setdefault("EQX_ON_ERROR", "nan")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
+import hypothesis
+import jax
+import pytest
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+# The first example compiles, so no deadline; the same examples in every run.
+hypothesis.settings.register_profile("dtwin", deadline=None, derandomize=True, max_examples=40)
+hypothesis.settings.load_profile("dtwin")
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """Path of a file of data outside the repository; skips the test where it is absent."""
+
+    def find(name: str) -> Path:
+        path = ROOT.parent / "shared" / name
+        if not path.exists():
+            pytest.skip(f"needs shared/{name} beside the repository")
+        return path
+
+    return find
