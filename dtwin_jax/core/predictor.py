@@ -1,4 +1,4 @@
-"""A predictor turns parameters and a record into the distributions of what was measured, once for all estimators."""
+"""A predictor turns parameters and a record into distributions of what was measured, once for all."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -9,7 +9,7 @@ import numpy as np
 from jax.scipy.special import log_ndtr
 
 from dtwin_jax.core.quantity import Quantity, check_names
-from dtwin_jax.core.record import ABOVE, BELOW, Cohort, Record, Series
+from dtwin_jax.core.record import ABOVE, BELOW, SEEN, Cohort, Record, Series
 from dtwin_jax.core.signal import AbstractSignal
 
 # A measurement that the model cannot explain (a failed solve, a value outside the support) costs this
@@ -67,23 +67,66 @@ def log_likelihood(f: Predictor, p: Any, record: Record) -> dict[str, Any]:
     Returns:
         Channel -> array of shape (n,).
     """
-    predicted = f.predict(p, record)
+    import numpyro
+
+    # Outside compiled code NumPyro refuses NaN, which is how a prediction says that it failed.
+    with numpyro.validation_enabled(False):
+        return likelihood_of(f.predict(p, record), record)
+
+
+def likelihood_of(predicted: dict[str, Any], record: Record) -> dict[str, Any]:
+    """`log_likelihood` from distributions that are at hand."""
     return {
         name: _series_log_likelihood(predicted[name], series) for name, series in record.observations.items()
     }
 
 
+def central(d: Any) -> Any:
+    """What a distribution expects: its mean, or its median where that is the model's own value (log-normal)."""
+    import numpyro.distributions as dist
+
+    return jnp.exp(d.loc) if isinstance(d, dist.LogNormal) else d.mean
+
+
 def _series_log_likelihood(predicted: Any, series: Series) -> Any:
-    seen = predicted.log_prob(series.value)
-    below = log_cdf(predicted, series.value)
-    above = log_survival(predicted, series.value)
-    value = jnp.where(series.censor == BELOW, below, jnp.where(series.censor == ABOVE, above, seen))
-    value = jnp.where(jnp.isfinite(value), jnp.maximum(value, PENALTY), PENALTY)
-    return jnp.where(series.mask, value, 0.0)
+    value = _log_density(jax.lax.stop_gradient(predicted), series, series.mask)
+    explained = series.mask & jnp.isfinite(value) & (value > PENALTY)
+    value = _log_density(predicted, series, explained)
+    return jnp.where(series.mask, jnp.where(explained, value, PENALTY), 0.0)
+
+
+def _log_density(predicted: Any, series: Series, rows: Any) -> Any:
+    at = {code: _differentiate_at(predicted, rows & (series.censor == code)) for code in (BELOW, SEEN, ABOVE)}
+    below = log_cdf(at[BELOW], series.value)
+    seen = at[SEEN].log_prob(series.value)
+    above = log_survival(at[ABOVE], series.value)
+    return jnp.where(series.censor == BELOW, below, jnp.where(series.censor == ABOVE, above, seen))
+
+
+def _differentiate_at(predicted: Any, rows: Any) -> Any:
+    """The same distribution, with derivatives at these rows only.
+
+    A value that `jnp.where` does not take still sends 0 times its derivative back, which is NaN where the
+    derivative is infinite or NaN (a failed solve, padding with 0 of a log-normal, a cdf at its end), and a
+    parameter that all rows share (the noise) would get it from any one row.
+    """
+    (n,) = jnp.shape(rows)
+
+    def at_rows(leaf: Any) -> Any:
+        shape = jnp.shape(leaf)
+        if not shape or shape[0] not in (1, n) or not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            return leaf
+        taken = jnp.reshape(rows, (n,) + (1,) * (len(shape) - 1))
+        return jnp.where(taken, leaf, jax.lax.stop_gradient(leaf))
+
+    return jax.tree.map(at_rows, predicted)
 
 
 def log_cdf(d: Any, x: Any) -> Any:
-    """Log of P(X <= x), without underflow for normal and log-normal distributions."""
+    """Log of P(X <= x), without underflow for normal and log-normal distributions.
+
+    NaN for a family that has no cdf.
+    """
     import numpyro.distributions as dist
 
     if isinstance(d, dist.Normal):
@@ -91,11 +134,11 @@ def log_cdf(d: Any, x: Any) -> Any:
     if isinstance(d, dist.LogNormal):
         positive = jnp.where(x > 0, x, 1.0)
         return jnp.where(x > 0, log_ndtr((jnp.log(positive) - d.loc) / d.scale), -jnp.inf)
-    return jnp.log(d.cdf(x))
+    return jnp.log(_cdf(d, x))
 
 
 def log_survival(d: Any, x: Any) -> Any:
-    """Log of P(X > x)."""
+    """Log of P(X > x). NaN for a family that has no cdf."""
     import numpyro.distributions as dist
 
     if isinstance(d, dist.Normal):
@@ -103,7 +146,14 @@ def log_survival(d: Any, x: Any) -> Any:
     if isinstance(d, dist.LogNormal):
         positive = jnp.where(x > 0, x, 1.0)
         return jnp.where(x > 0, log_ndtr((d.loc - jnp.log(positive)) / d.scale), 0.0)
-    return jnp.log1p(-d.cdf(x))
+    return jnp.log1p(-_cdf(d, x))
+
+
+def _cdf(d: Any, x: Any) -> Any:
+    try:
+        return d.cdf(x)
+    except NotImplementedError:  # categorical and Bernoulli distributions: nothing is below or above
+        return jnp.full(jnp.shape(x), jnp.nan)
 
 
 def check_record(f: Predictor, record: Record, patient: str = "") -> None:
@@ -123,7 +173,10 @@ def check_record(f: Predictor, record: Record, patient: str = "") -> None:
             raise ValueError(f"{where}channel {name!r}: a measured value is not finite")
     for name, signal in vars(record.inputs).items():
         if isinstance(signal, AbstractSignal):
-            _check_times(f"{where}input {name!r}", signal.time, -np.inf)
+            given = np.any(np.asarray(getattr(signal, "amount", 0.0)) != 0.0)
+            # A covariate sampled before the start is a fact; a dose before it would be given late.
+            start = float(record.t0) if given else -np.inf
+            _check_times(f"{where}input {name!r}", signal.time, start)
         if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(signal)):
             raise ValueError(f"{where}input {name!r}: a value is not finite")
 

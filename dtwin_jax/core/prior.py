@@ -97,7 +97,7 @@ def prior_from_dict(data: Mapping[str, Any]) -> Prior:
         raise ValueError(f"prior {family!r}: {error}") from None
 
 
-def _prior(family: str, *, positive: tuple[str, ...], **args: float | None) -> Prior:
+def _prior(family: str, *, positive: tuple[str, ...], **args: Any) -> Prior:
     values = []
     for name, value in args.items():
         _check_number(family, name, value, positive=name in positive)
