@@ -1,0 +1,1 @@
+"""Tables and standards in: files become records in the units of a model."""

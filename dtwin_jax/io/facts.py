@@ -1,0 +1,163 @@
+"""Facts about patients, one entry a fact, whatever the form of the table that states them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from dtwin_jax.core.record import SEEN
+from dtwin_jax.core.units import UnitError, factor
+from dtwin_jax.io.cells import Columns, Texts
+from dtwin_jax.io.names import Vocabulary, renamed
+
+NO_UNITS = Texts(np.zeros(0, np.int32), ())
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One entry a fact, in the order of the file.
+
+    Attributes:
+        row: row of the table, from which come patient, line and time.
+        target: position among the vocabulary's targets.
+        value: in the file's unit; the limit where `censor` is not 0.
+        unit: position in `units`, -1 where the file names none.
+        duration: in the model's unit of time; 0 is at once.
+        censor: -1 below `value`, 0 seen, +1 above.
+        given: True where the value is an amount that was given, whatever its unit.
+        column: position in `columns`.
+        units: the units that the file names.
+        columns: roles of the columns that the values come from.
+    """
+
+    row: np.ndarray
+    target: np.ndarray
+    value: np.ndarray
+    unit: np.ndarray
+    duration: np.ndarray
+    censor: np.ndarray
+    given: np.ndarray
+    column: np.ndarray
+    units: tuple[str, ...]
+    columns: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def take(self, index: np.ndarray) -> "Facts":
+        """The facts at these positions."""
+        arrays = {name: value[index] for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        return replace(self, **arrays)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A table, read: its facts and their places.
+
+    Attributes:
+        columns: the table.
+        time: of every row, in the model's unit; NaN where blank.
+        facts: in the order of the rows.
+        shape: how an input's values stand between their times where the caller did not say.
+    """
+
+    columns: Columns
+    time: np.ndarray
+    facts: Facts
+    shape: str
+
+
+def facts_of(
+    rows: np.ndarray,
+    target: np.ndarray | int,
+    value: np.ndarray,
+    role: str,
+    *,
+    units: Texts = NO_UNITS,
+    duration: np.ndarray | float = 0.0,
+    censor: np.ndarray | int = SEEN,
+    given: bool = False,
+) -> Facts:
+    """The facts of one column.
+
+    Args:
+        rows: the rows that state one.
+        target: one for all, or one a fact.
+        value: one a fact.
+        role: of the column.
+        units: the column of units, of all rows of the table.
+        duration: in the model's unit of time.
+        censor: -1, 0 or +1.
+        given: whether these are amounts.
+    """
+    count = len(rows)
+    return Facts(
+        row=rows,
+        target=np.broadcast_to(np.asarray(target, int), count),
+        value=np.asarray(value, float),
+        unit=units.codes[rows].astype(int) if units.labels else np.full(count, -1),
+        duration=np.broadcast_to(np.asarray(duration, float), count),
+        censor=np.broadcast_to(np.asarray(censor, int), count),
+        given=np.full(count, given),
+        column=np.zeros(count, int),
+        units=units.labels,
+        columns=(role,),
+    )
+
+
+def join(parts: Iterable[Facts]) -> Facts:
+    """The facts of several columns of one table (one part at least), in the order of its rows."""
+    parts = list(parts)
+    arrays = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name, value in vars(parts[0]).items()
+        if isinstance(value, np.ndarray)
+    }
+    arrays["column"] = np.concatenate([np.full(len(part), i) for i, part in enumerate(parts)])
+    units = max((part.units for part in parts), key=len)
+    joined = Facts(**arrays, units=units, columns=tuple(part.columns[0] for part in parts))
+    return joined.take(np.argsort(joined.row, kind="stable"))
+
+
+def times(columns: Columns, vocabulary: Vocabulary, optional: np.ndarray | None = None) -> np.ndarray:
+    """The time of every row in the model's unit, NaN where `optional` and blank.
+
+    Raises:
+        TableError: a blank time, or times of a patient that decrease.
+    """
+    time = columns.number("time")
+    missing = np.isnan(time) if optional is None else np.isnan(time) & ~optional
+    columns.refuse(missing, "time", "a time")
+    timed = np.flatnonzero(~np.isnan(time))
+    order = timed[np.argsort(columns.patient[timed], kind="stable")]
+    back = (np.diff(time[order]) < 0) & (np.diff(columns.patient[order]) == 0)
+    if back.any():
+        pairs = np.flatnonzero(back)
+        k = pairs[np.argmin(order[pairs + 1])]
+        before, row = order[k], order[k + 1]
+        raise columns.error(
+            row,
+            "time",
+            f"{time[row]:g} after {time[before]:g} on {columns.source.word} {columns.lines[before]}",
+            "the times of a patient in order",
+        )
+    return time * time_factor(columns, vocabulary, "time")
+
+
+def time_factor(columns: Columns, vocabulary: Vocabulary, role: str) -> float:
+    """The number that takes a column of times to the model's unit."""
+    unit = stated_unit(columns, vocabulary, role) or stated_unit(columns, vocabulary, "time")
+    try:
+        return factor(unit, vocabulary.time_unit) if unit else 1.0
+    except UnitError as error:
+        raise columns.source.error(column=columns.names.get(role, role), what=str(error)) from None
+
+
+def stated_unit(columns: Columns, vocabulary: Vocabulary, role: str, name: str = "") -> str:
+    """The unit that the caller gave for a name or a column; empty if none."""
+    header = columns.names.get(role, role)
+    stated = {key.casefold(): unit for key, unit in vocabulary.units.items()}
+    for key in (name, header, renamed(vocabulary, header) or "", role):
+        if key and key.casefold() in stated:
+            return stated[key.casefold()]
+    return ""

@@ -1,0 +1,275 @@
+"""Facts to records: units converted, once; faults found here, with their place, and never in a likelihood."""
+
+from typing import Any
+
+import numpy as np
+
+from dtwin_jax.core.quantity import replace_fields
+from dtwin_jax.core.record import Record, Series
+from dtwin_jax.core.signal import Doses, Sampled, Steps
+from dtwin_jax.core.units import UnitError, compatible, convert, product
+from dtwin_jax.io.facts import Reading, stated_unit
+from dtwin_jax.io.names import INPUT, KNOWN, OUTPUT, Target, Vocabulary
+from dtwin_jax.io.rows import TableError
+
+AMOUNT, RATE, VALUE = "amount", "rate", "value"
+
+
+def records(reading: Reading, vocabulary: Vocabulary, inputs: Any) -> dict[str, Record]:
+    """One record a patient, in the order of the file.
+
+    A record starts at time 0, or at the patient's first time where that is negative.
+
+    Args:
+        reading: of the table.
+        vocabulary: the model's names.
+        inputs: the model's neutral inputs; None for a predictor that has none.
+
+    Raises:
+        TableError: a unit that is missing or does not fit, a value outside the plausible range, a row that
+            stands twice, a known value that changes, a patient without measurements.
+    """
+    value, dose = _in_model_units(reading, vocabulary)
+    _check_amounts(reading, vocabulary, dose)
+    _check_plausible(reading, vocabulary, value, dose)
+    _check_one_kind(reading, vocabulary, dose)
+    _check_twice(reading, vocabulary)
+    _check_constant(reading, vocabulary, value)
+    _check_measured(reading, vocabulary)
+    columns, facts = reading.columns, reading.facts
+    patient = columns.patient[facts.row]
+    order = np.lexsort((facts.target, patient))
+    told = {
+        "time": reading.time[facts.row],
+        "value": value,
+        "duration": facts.duration,
+        "censor": facts.censor,
+        "after": _after(reading, dose),
+        "dose": dose,
+        "target": facts.target,
+    }
+    told = {name: array[order] for name, array in told.items()}
+    starts = np.searchsorted(patient[order], np.arange(len(columns.patients) + 1))
+    found = {}
+    for name, start, end in zip(columns.patients, starts[:-1], starts[1:], strict=True):
+        mine = {key: array[start:end] for key, array in told.items()}
+        found[name] = _record(mine, vocabulary.targets, reading.shape, inputs)
+    return found
+
+
+def _record(told: dict[str, np.ndarray], targets: tuple[Target, ...], shape: str, inputs: Any) -> Record:
+    """The record of one patient, from arrays of its facts that are sorted by target and time."""
+    signals, observations, known = {}, {}, {}
+    t0 = 0.0
+    edges = np.flatnonzero(np.diff(told["target"])) + 1
+    for start, end in zip((0, *edges), (*edges, len(told["target"])), strict=True):
+        target = targets[told["target"][start]]
+        time, value = told["time"][start:end], told["value"][start:end]
+        if target.kind == KNOWN:
+            known[target.name] = np.asarray(value[0])
+            continue
+        t0 = min(t0, float(time[0]))
+        if target.kind == OUTPUT:
+            censor, after = told["censor"][start:end], told["after"][start:end]
+            observations[target.name] = Series(time, value, censor=censor, after=after)
+        elif told["dose"][start]:
+            signals[target.name] = Doses(time, value, told["duration"][start:end])
+        else:
+            kind = Steps if (target.shape or shape) == "steps" else Sampled
+            signals[target.name] = kind(time, value)
+    return Record(replace_fields(inputs, signals) if signals else inputs, observations, known, t0)
+
+
+def _in_model_units(reading: Reading, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
+    """Values in the model's units, and which of them are doses; one conversion for facts that are alike."""
+    facts = reading.facts
+    value, dose = facts.value.copy(), np.zeros(len(facts), bool)
+    width = len(facts.units) + 1
+    key = (facts.target * width + facts.unit + 1) * len(facts.columns) + facts.column
+    _, first, inverse = np.unique(key, return_index=True, return_inverse=True)
+    for group in np.argsort(first):
+        at, mine = int(first[group]), inverse == group
+        target = vocabulary.targets[facts.target[at]]
+        unit = _unit_of(reading, vocabulary, at)
+        kind, wanted = _reading_of(target, unit, vocabulary.time_unit, bool(facts.given[at]))
+        try:
+            value[mine] = convert(value[mine], unit, wanted, target.quantity.molar_mass)
+        except UnitError as error:
+            raise _unit_error(reading, at, repr(unit), f"a unit for {target.name!r}: {error}") from None
+        if kind == RATE:
+            # A rate with a duration is an infusion; without one it is the value at that time.
+            infused = mine & (facts.duration > 0)
+            value[infused] *= facts.duration[infused]
+            dose |= infused
+        elif kind == AMOUNT:
+            dose |= mine
+    return value, dose
+
+
+def _reading_of(target: Target, unit: str, time_unit: str, given: bool) -> tuple[str, str]:
+    """What a value in `unit` says of a target, and the unit that it is converted to."""
+    quantity = target.quantity
+    if target.kind != INPUT:
+        return VALUE, quantity.unit
+    amount = product(quantity.unit, time_unit)
+    if given or compatible(unit, amount, quantity.molar_mass):
+        return AMOUNT, amount
+    return RATE, quantity.unit
+
+
+def _unit_of(reading: Reading, vocabulary: Vocabulary, at: int) -> str:
+    facts, columns = reading.facts, reading.columns
+    target, role = vocabulary.targets[facts.target[at]], facts.columns[facts.column[at]]
+    unit = facts.units[facts.unit[at]] if facts.unit[at] >= 0 else ""
+    unit = unit or stated_unit(columns, vocabulary, role, target.name)
+    if not unit and target.quantity.unit == "1" and not facts.given[at]:
+        return "1"
+    if not unit:
+        example = target.quantity.unit
+        if facts.given[at] and example.endswith(f"/{vocabulary.time_unit}"):
+            example = example.removesuffix(f"/{vocabulary.time_unit}")
+        expected = f"a unit for {target.name!r}, such as {example!r}; or pass units={{{target.name!r}: ...}}"
+        raise _unit_error(reading, at, "nothing" if facts.unit[at] >= 0 else "no unit", expected)
+    return unit
+
+
+def _unit_error(reading: Reading, at: int, found: str, expected: str) -> TableError:
+    facts, columns = reading.facts, reading.columns
+    from_cell = facts.unit[at] >= 0
+    role = "unit" if from_cell and "unit" in columns.texts else facts.columns[facts.column[at]]
+    return columns.error(int(facts.row[at]), role, found, expected)
+
+
+def _check_amounts(reading: Reading, vocabulary: Vocabulary, dose: np.ndarray) -> None:
+    facts = reading.facts
+    negative = dose & (facts.value < 0)
+    if negative.any():
+        at = int(np.argmax(negative))
+        found = f"{facts.value[at]:.15g} of {vocabulary.targets[facts.target[at]].name!r}"
+        role = facts.columns[facts.column[at]]
+        raise reading.columns.error(int(facts.row[at]), role, found, "an amount that is not negative")
+
+
+def _check_plausible(reading: Reading, vocabulary: Vocabulary, value: np.ndarray, dose: np.ndarray) -> None:
+    facts = reading.facts
+    low = np.full(len(vocabulary.targets), -np.inf)
+    high = np.full(len(vocabulary.targets), np.inf)
+    for position, target in enumerate(vocabulary.targets):
+        if target.kind != KNOWN and target.quantity.plausible is not None:
+            low[position], high[position] = target.quantity.plausible
+    outside = (value < low[facts.target]) | (value > high[facts.target])
+    # The range of an input is that of its values, not of amounts.
+    outside &= ~dose
+    if outside.any():
+        at = int(np.argmax(outside))
+        target = vocabulary.targets[facts.target[at]]
+        unit, wanted = _unit_of(reading, vocabulary, at), target.quantity.unit
+        found = f"{facts.value[at]:.15g} {unit}" + ("" if unit == wanted else f" ({value[at]:.6g} {wanted})")
+        bounds = f"{low[facts.target[at]]:g} to {high[facts.target[at]]:g} {wanted}"
+        expected = f"{bounds} for {target.name!r}: is the unit right?"
+        raise reading.columns.error(int(facts.row[at]), facts.columns[facts.column[at]], found, expected)
+
+
+def _check_one_kind(reading: Reading, vocabulary: Vocabulary, dose: np.ndarray) -> None:
+    facts = reading.facts
+    for position in vocabulary.of_kind(INPUT):
+        mine = np.flatnonzero(facts.target == position)
+        mixed = mine[dose[mine] != dose[mine[0]]] if len(mine) else mine
+        if len(mixed):
+            words = {True: "a dose", False: "a value over time"}
+            name = vocabulary.targets[position].name
+            raise reading.columns.error(
+                int(facts.row[mixed[0]]),
+                facts.columns[facts.column[mixed[0]]],
+                f"{words[bool(dose[mixed[0]])]} of {name!r}",
+                f"{words[bool(dose[mine[0]])]}, as on {reading.columns.source.word} "
+                f"{reading.columns.lines[facts.row[mine[0]]]}: an input is one or the other",
+            )
+
+
+def _check_twice(reading: Reading, vocabulary: Vocabulary) -> None:
+    facts, columns = reading.facts, reading.columns
+    told = np.flatnonzero(~np.isin(facts.target, vocabulary.of_kind(KNOWN)))
+    patient, target, time = (
+        columns.patient[facts.row[told]],
+        facts.target[told],
+        reading.time[facts.row[told]],
+    )
+    # Times of a patient are in order, so facts of one time are neighbours.
+    order = np.lexsort((target, patient))
+    tie = _neighbours_equal(order, patient, target, time)
+    if not tie.any():
+        return
+    order = order[np.concatenate([tie, [False]]) | np.concatenate([[False], tie])]
+    keys = (
+        patient,
+        target,
+        time,
+        facts.unit[told],
+        facts.value[told],
+        facts.duration[told],
+        facts.censor[told],
+    )
+    order = order[np.lexsort((told[order], *(key[order] for key in reversed(keys))))]
+    same = np.flatnonzero(_neighbours_equal(order, *keys))
+    if len(same):
+        k = same[np.argmin(told[order[same + 1]])]
+        before, again = told[order[k]], told[order[k + 1]]
+        raise columns.error(
+            int(facts.row[again]),
+            facts.columns[facts.column[again]],
+            f"the same {vocabulary.targets[facts.target[again]].name!r} as on {columns.source.word} "
+            f"{columns.lines[facts.row[before]]}",
+            "each row once",
+        )
+
+
+def _neighbours_equal(order: np.ndarray, *keys: np.ndarray) -> np.ndarray:
+    return np.all([np.diff(key[order]) == 0 for key in keys], axis=0)
+
+
+def _check_constant(reading: Reading, vocabulary: Vocabulary, value: np.ndarray) -> None:
+    facts, columns = reading.facts, reading.columns
+    known = np.flatnonzero(np.isin(facts.target, vocabulary.of_kind(KNOWN)))
+    patient, target = columns.patient[facts.row[known]], facts.target[known]
+    order = np.lexsort((target, patient))
+    same = _neighbours_equal(order, patient, target)
+    changed = np.flatnonzero(same & (np.diff(value[known[order]]) != 0))
+    if len(changed):
+        before, again = known[order[changed[0]]], known[order[changed[0] + 1]]
+        name = vocabulary.targets[facts.target[again]].name
+        raise columns.error(
+            int(facts.row[again]),
+            facts.columns[facts.column[again]],
+            f"{facts.value[again]:g} for {name!r}",
+            f"{facts.value[before]:g}, as on {columns.source.word} {columns.lines[facts.row[before]]}: "
+            f"the model has no input {name!r} that could vary",
+        )
+
+
+def _check_measured(reading: Reading, vocabulary: Vocabulary) -> None:
+    facts, columns = reading.facts, reading.columns
+    measured = facts.row[np.isin(facts.target, vocabulary.of_kind(OUTPUT))]
+    count = np.bincount(columns.patient[measured], minlength=len(columns.patients))
+    if not count.all():
+        empty = int(np.argmin(count > 0))
+        outputs = ", ".join(vocabulary.targets[i].name for i in vocabulary.of_kind(OUTPUT))
+        raise columns.source.error(
+            line=int(columns.lines[np.argmax(columns.patient == empty)]),
+            patient=columns.patients[empty],
+            found="no measurement",
+            expected=f"at least one of {outputs}",
+        )
+
+
+def _after(reading: Reading, dose: np.ndarray) -> np.ndarray:
+    """True for facts that stand in the file after a dose of the same patient and time."""
+    patient, time = reading.columns.patient, reading.time
+    order = np.argsort(patient, kind="stable")
+    new = (np.diff(patient[order], prepend=-1) != 0) | (np.diff(time[order], prepend=np.nan) != 0)
+    moment = np.empty(len(patient), int)
+    moment[order] = np.cumsum(new)
+    first = np.full(len(patient) + 1, len(patient))
+    rows = reading.facts.row
+    np.minimum.at(first, moment[rows[dose]], rows[dose])
+    return rows > first[moment[rows]]
