@@ -1,0 +1,1 @@
+"""From data to parameters: maximum a posteriori fits, training, Bayesian calibration."""

@@ -1,0 +1,97 @@
+"""Whether a calibration can be trusted: convergence in plain words, with the parameter named."""
+
+import json
+from typing import Any
+
+import numpy as np
+
+R_HAT_LIMIT = 1.01
+ESS_LIMIT = 400
+
+
+class CalibrationWarning(UserWarning):
+    """A calibration finished, but its result should not be used as it is."""
+
+
+def summary(tree: Any, *, individual: bool = False) -> Any:
+    """Posterior summaries and convergence by variable.
+
+    Args:
+        tree: the result of `calibrate`.
+        individual: also the parameters of each patient of a population.
+
+    Returns:
+        `xarray.Dataset` with dimension `variable` (`CL_pop`, or `CL[patient]`): mean, sd, q05, median,
+        q95, r_hat, ess_bulk, ess_tail.
+
+    Source: split rank-normalised R-hat and ESS, Vehtari et al. 2021, doi 10.1214/20-BA1221.
+    """
+    import xarray as xr
+    from arviz_stats.base import array_stats
+
+    rows: dict[str, list[float]] = {}
+    for name, x in _columns(tree, individual):
+        finite = bool(np.all(np.isfinite(x)))
+        # A constant column (a diagonal of a correlation matrix) has no convergence to speak of.
+        moving = finite and bool(np.ptp(x) > 0)
+        rows[name] = [
+            float(np.mean(x)),
+            float(np.std(x, ddof=1)),
+            *(float(q) for q in np.quantile(x, (0.05, 0.5, 0.95))),
+            float(array_stats.rhat(x)) if moving else np.nan,
+            float(array_stats.ess(x)) if moving else np.nan,
+            float(array_stats.ess(x, method="tail", prob=0.9)) if moving else np.nan,
+        ]
+    columns = ("mean", "sd", "q05", "median", "q95", "r_hat", "ess_bulk", "ess_tail")
+    table = np.asarray(list(rows.values()))
+    return xr.Dataset(
+        {column: ("variable", table[:, i]) for i, column in enumerate(columns)},
+        coords={"variable": list(rows)},
+    )
+
+
+def complaints(tree: Any) -> list[str]:
+    """What a user must know before using a result, one sentence each; empty if all is well."""
+    table = summary(tree, individual=tree.attrs["kind"] == "independent")
+    said = []
+    for name in table["variable"].values:
+        row = table.sel(variable=name)
+        r_hat, ess = float(row["r_hat"]), float(min(row["ess_bulk"], row["ess_tail"]))
+        if r_hat > R_HAT_LIMIT:
+            said.append(f"{name}: R-hat is {r_hat:.3f}, above {R_HAT_LIMIT}: its chains disagree, draw more")
+        elif ess < ESS_LIMIT:
+            said.append(f"{name}: effective sample size is {ess:.0f}, below {ESS_LIMIT}: draw more")
+    diverging = tree["sample_stats"]["diverging"]
+    if (count := int(diverging.sum())) > 0:
+        total = int(diverging.size)
+        where = ""
+        if "patient" in diverging.dims:
+            each = diverging.sum(("chain", "draw"))
+            where = f" (patients {', '.join(str(i) for i in each['patient'].values[each.values > 0][:10])})"
+        said.append(
+            f"{count} of {total} draws diverged{where}: the posterior has a corner the sampler cannot enter; "
+            "raise target_accept, or use tighter priors"
+        )
+    for patient, share in json.loads(tree.attrs["failed"]).items():
+        said.append(f"patient {patient}: the model cannot explain a measurement in {share:.0%} of the draws")
+    return said
+
+
+def _columns(tree: Any, individual: bool) -> list[tuple[str, np.ndarray]]:
+    columns = []
+    for name, variable in tree["posterior"].data_vars.items():
+        x = variable.values
+        if variable.dims == ("chain", "draw"):
+            columns.append((str(name), x))
+        elif variable.dims == ("chain", "draw", "patient"):
+            if individual:
+                ids = variable["patient"].values
+                columns.extend((f"{name}[{patient}]", x[:, :, i]) for i, patient in enumerate(ids))
+        else:
+            effects = variable[variable.dims[2]].values
+            columns.extend(
+                (f"{name}[{effects[i]}, {effects[j]}]", x[:, :, i, j])
+                for i in range(len(effects))
+                for j in range(i)
+            )
+    return columns

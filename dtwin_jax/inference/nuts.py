@@ -1,0 +1,163 @@
+"""NUTS over many lanes at once, in blocks that compile once: NumPyro's kernel under a loop that can stop.
+
+Warm-up and sampling run through one compiled block of iterations, so a calibration compiles twice in all
+(starting points, block), a second one of the same structure not at all, and after every block the state
+can be saved.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclass(frozen=True)
+class Nuts:
+    """Settings of the No-U-Turn sampler.
+
+    Attributes:
+        chains: independent chains.
+        warmup: iterations of adaptation, not kept.
+        draws: iterations kept, for each chain.
+        target_accept: mean acceptance that the step size is adapted to; more is slower and safer.
+        max_depth: doublings of a trajectory at most.
+        dense: adapt a full mass matrix; better for a few correlated parameters.
+        candidates: prior draws of which the likeliest starts a chain.
+        block: iterations between two reports of progress, and between two checkpoints.
+    """
+
+    chains: int = 4
+    warmup: int = 1000
+    draws: int = 1000
+    target_accept: float = 0.8
+    max_depth: int = 10
+    dense: bool = False
+    candidates: int = 64
+    block: int = 50
+
+
+def potential_energy(density: Any, data: tuple, z: dict[str, Any]) -> Any:
+    """Minus the log of the joint density at unbounded `z`."""
+    from numpyro.infer.util import potential_energy
+
+    return potential_energy(density, data, {}, z)
+
+
+def starting_points(density: Any, data: tuple, keys: Any, count: int) -> dict[str, Any]:
+    """For each key, the likeliest of `count` prior draws: unbounded, leading axis (lane,).
+
+    Starts spread like the prior but out of its far tails, where a solve may fail or a mode be false.
+    """
+    from numpyro import handlers
+    from numpyro.infer.util import unconstrain_fn
+
+    def draw(key):
+        trace = handlers.trace(handlers.seed(density, key)).get_trace(*data, likelihood=False)
+        values = {
+            name: site["value"]
+            for name, site in trace.items()
+            if site["type"] == "sample" and not site["is_observed"]
+        }
+        return unconstrain_fn(density, (*data, False), {}, values)
+
+    def best(key):
+        z = jax.vmap(draw)(jax.random.split(key, count))
+        energy = jax.lax.map(lambda one: potential_energy(density, data, one), z, batch_size=16)
+        chosen = jnp.argmin(jnp.where(jnp.isfinite(energy), energy, jnp.inf))
+        return jax.tree.map(lambda leaf: leaf[chosen], z)
+
+    return jax.vmap(best)(keys)
+
+
+@contextlib.contextmanager
+def _numpyro_promotion():
+    """NumPyro's kernels divide floats by integers, which strict promotion of types forbids."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def _kernel(density: Any, method: Nuts) -> tuple[Callable, Callable]:
+    from numpyro.infer.hmc import hmc
+
+    init, sample = hmc(
+        potential_fn_gen=lambda *data: functools.partial(potential_energy, density, data), algo="NUTS"
+    )
+
+    def start(data, z, key):
+        return init(
+            z,
+            num_warmup=method.warmup,
+            target_accept_prob=method.target_accept,
+            max_tree_depth=method.max_depth,
+            dense_mass=method.dense,
+            model_args=data,
+            rng_key=key,
+        )
+
+    return start, sample
+
+
+def first_state(density: Any, method: Nuts, data: tuple, keys: Any) -> Any:
+    """Sampler states of all lanes before the first iteration; `keys` has a lane axis."""
+    start, _ = _kernel(density, method)
+    keys = jax.vmap(lambda key: jax.random.split(key))(keys)
+    z = starting_points(density, data, keys[:, 0], method.candidates)
+    raw = jax.vmap(jax.random.key_data)(keys[:, 1])
+    with _numpyro_promotion():
+        return jax.vmap(lambda one, key: start(data, one, key))(z, raw)
+
+
+def advance(density: Any, method: Nuts, data: tuple, state: Any) -> tuple[Any, tuple]:
+    """`method.block` iterations of every lane.
+
+    Returns:
+        The next state; unbounded draws and statistics with leading axes (lane, iteration).
+    """
+    start, sample = _kernel(density, method)
+
+    def lane(state):
+        # NumPyro's kernel keeps its settings in a closure that init fills; this runs nothing.
+        jax.eval_shape(start, data, state.z, state.rng_key)
+
+        def step(state, _):
+            state = sample(state, model_args=data, model_kwargs={})
+            stats = {
+                "diverging": state.diverging,
+                "acceptance_rate": state.accept_prob,
+                "n_steps": state.num_steps,
+                "energy": state.energy,
+            }
+            return state, (state.z, stats)
+
+        return jax.lax.scan(step, state, None, length=method.block)
+
+    with _numpyro_promotion():
+        return jax.vmap(lane)(state)
+
+
+def _over_patients(function: Callable, patients: bool) -> Callable:
+    """`function(density, method, (base, record), lanes)`, with a patient axis outside the lanes if there is one."""
+    if not patients:
+        return function
+
+    def mapped(density, method, data, lanes):
+        one = lambda data, lanes: function(density, method, data, lanes)  # noqa: E731
+        return jax.vmap(one, in_axes=((None, 0), 0))(data, lanes)
+
+    return mapped
+
+
+@functools.partial(jax.jit, static_argnames=("density", "method", "patients"))
+def start(density: Any, method: Nuts, patients: bool, data: tuple, keys: Any) -> Any:
+    """Compiled `first_state`; with `patients`, data and keys have a leading patient axis."""
+    return _over_patients(first_state, patients)(density, method, data, keys)
+
+
+@functools.partial(jax.jit, static_argnames=("density", "method", "patients"))
+def run_block(density: Any, method: Nuts, patients: bool, data: tuple, state: Any) -> tuple[Any, tuple]:
+    """Compiled `advance`; with `patients`, data and state have a leading patient axis."""
+    return _over_patients(advance, patients)(density, method, data, state)

@@ -1,0 +1,252 @@
+"""What varies between patients: random effects on each parameter's own scale, and covariates."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from dtwin_jax.core.predictor import Predictor
+from dtwin_jax.core.prior import Prior, halfnormal
+from dtwin_jax.core.quantity import check_names, quantities
+from dtwin_jax.core.record import Record
+from dtwin_jax.inference.density import Override, estimated, patient_log_likelihood
+
+DEFAULT_OMEGA = halfnormal(0.5)
+
+
+@dataclass(frozen=True)
+class Covariate:
+    """The effect of a covariate on a parameter, on the parameter's unbounded scale.
+
+    Attributes:
+        parameter: the parameter moved.
+        name: the covariate, found in each patient's `known`.
+        unit: UCUM unit of the covariate.
+        reference: the covariate's value at which the effect is none.
+        coefficient: a prior (estimated) or a number (known).
+        power: True: `coefficient * log(value / reference)`, an allometric power for a positive parameter;
+            False: `coefficient * (value - reference)`.
+    """
+
+    parameter: str
+    name: str
+    unit: str
+    reference: float
+    coefficient: Prior | float
+    power: bool = True
+
+    @property
+    def label(self) -> str:
+        """Name of the coefficient in results."""
+        return f"beta_{self.parameter}_{self.name}"
+
+    def shift(self, coefficient: Any, value: Any) -> Any:
+        """The move of the parameter on its unbounded scale."""
+        if self.power:
+            return coefficient * jnp.log(value / self.reference)
+        return coefficient * (value - self.reference)
+
+
+@dataclass(frozen=True)
+class Population:
+    """Patients who share typical values and scatter about them.
+
+    A varying parameter is, on the unbounded scale of its prior's support (the log for positive ones), the
+    typical value plus covariate effects plus a normal random effect with sd `omega`.
+
+    Attributes:
+        predictor: the model of one patient.
+        vary: the parameters that vary: names, or name -> prior of omega (default half-normal(0.5)).
+        covariates: effects of what is known of a patient.
+        correlation: concentration of an LKJ prior over the correlations of the random effects; None for
+            independent effects.
+        centred: whether random effects are sampled around the typical value (better where a patient's data
+            alone pin the parameters down) or scaled from a standard normal (better for sparse data). None
+            lets `calibrate` decide: centred with at least two measurements a patient for each effect.
+    """
+
+    predictor: Predictor
+    vary: Any
+    covariates: tuple[Covariate, ...] = ()
+    correlation: float | None = None
+    centred: bool | None = None
+
+    def __post_init__(self):
+        vary = (
+            self.vary if isinstance(self.vary, Mapping) else dict.fromkeys(_names(self.vary), DEFAULT_OMEGA)
+        )
+        known = quantities(self.predictor.params())
+        check_names(self.predictor.name, "parameter", vary, known)
+        for covariate in self.covariates:
+            check_names("vary", "parameter", [covariate.parameter], vary)
+        object.__setattr__(self, "vary", tuple(vary.items()))
+        object.__setattr__(self, "covariates", tuple(self.covariates))
+
+    @property
+    def name(self) -> str:
+        """The predictor's name."""
+        return self.predictor.name
+
+    @property
+    def varying(self) -> tuple[str, ...]:
+        """Names of the parameters that vary."""
+        return tuple(name for name, _ in self.vary)
+
+
+def _names(vary: Any) -> Iterable[str]:
+    if isinstance(vary, str):
+        raise ValueError(f"vary: expected names or a mapping, found the text {vary!r}")
+    return [name if isinstance(name, str) else name[0] for name in vary]
+
+
+@dataclass(frozen=True)
+class PopulationDensity:
+    """The NumPyro model of a population; hashable, so that equal structures share compiled code."""
+
+    population: Population
+    priors: tuple[tuple[str, Prior], ...]
+
+    # Sites that serve the sampler, and say nothing to a reader beside what is derived from them.
+    latent: ClassVar[tuple[str, ...]] = ("individual", "eta", "correlation_factor")
+
+    @property
+    def predictor(self) -> Predictor:
+        """The model of one patient."""
+        return self.population.predictor
+
+    def __call__(self, base: Any, record: Record, likelihood: bool = True) -> None:
+        """Sample sites of typical values, scatter and effects; the likelihood of all patients as a factor.
+
+        Args:
+            base: parameters with the known ones filled in.
+            record: of all patients, stacked.
+            likelihood: False for prior draws and deterministic sites only.
+        """
+        import numpyro
+
+        names = tuple(name for name, _ in self.priors)
+        typical = self._typical()
+        shifts = self._shifts(record)
+        varying = self.population.varying
+        count = record.t0.shape[0]
+        individual = self._individual(typical, shifts, count)
+        columns = [
+            individual[name] if name in varying else jnp.broadcast_to(typical[name], (count,))
+            for name in names
+        ]
+        if likelihood:
+            theta = jnp.stack(columns, axis=-1)
+            one = lambda row, patient: patient_log_likelihood(  # noqa: E731
+                self.population.predictor, names, base, row, patient
+            )
+            numpyro.factor("log_likelihood", jnp.sum(jax.vmap(one)(theta, record)))
+
+    def _typical(self) -> dict[str, Any]:
+        import numpyro
+
+        varying = self.population.varying
+        return {
+            name: numpyro.sample(f"{name}_pop" if name in varying else name, prior.distribution())
+            for name, prior in self.priors
+        }
+
+    def _shifts(self, record: Record) -> dict[str, Any]:
+        import numpyro
+
+        shifts: dict[str, Any] = dict.fromkeys(self.population.varying, 0.0)
+        for covariate in self.population.covariates:
+            given = covariate.coefficient
+            coefficient = (
+                numpyro.sample(covariate.label, given.distribution()) if isinstance(given, Prior) else given
+            )
+            moved = covariate.shift(coefficient, record.known[covariate.name])
+            shifts[covariate.parameter] = shifts[covariate.parameter] + moved
+        return shifts
+
+    def _individual(self, typical: dict[str, Any], shifts: dict[str, Any], count: int) -> dict[str, Any]:
+        import numpyro
+        import numpyro.distributions as dist
+
+        prior = dict(self.priors)
+        scales = {
+            name: numpyro.sample(f"omega_{name}", omega.distribution())
+            for name, omega in self.population.vary
+        }
+        bijector = {name: dist.biject_to(prior[name].distribution().support) for name in scales}
+        centre = {name: bijector[name].inv(typical[name]) + shifts[name] for name in scales}
+        mean = jnp.stack([jnp.broadcast_to(centre[name], (count,)) for name in scales], axis=-1)
+        unbounded = self._unbounded(mean, jnp.stack(list(scales.values())))
+        return {
+            name: numpyro.deterministic(name, bijector[name](unbounded[:, i]))
+            for i, name in enumerate(scales)
+        }
+
+    def _unbounded(self, mean: Any, scale: Any) -> Any:
+        """Individual parameters on their unbounded scales, (patient, effect)."""
+        import numpyro
+        import numpyro.distributions as dist
+
+        population = self.population
+        if population.correlation is None:
+            if population.centred:
+                return numpyro.sample("individual", dist.Normal(mean, scale[None, :]).to_event(2))
+            return mean + scale[None, :] * numpyro.sample("eta", _standard(mean.shape))
+        factor = numpyro.sample(
+            "correlation_factor", dist.LKJCholesky(scale.shape[0], concentration=population.correlation)
+        )
+        numpyro.deterministic("correlation", factor @ factor.T)
+        root = scale[:, None] * factor
+        if population.centred:
+            scatter = dist.MultivariateNormal(mean, scale_tril=root[None])
+            return numpyro.sample("individual", scatter.to_event(1))
+        return mean + numpyro.sample("eta", _standard(mean.shape)) @ root.T
+
+
+def _standard(shape: tuple[int, ...]) -> Any:
+    import numpyro.distributions as dist
+
+    return dist.Normal(jnp.zeros(shape), 1.0).to_event(len(shape))
+
+
+@dataclass(frozen=True)
+class PatientDensity:
+    """The NumPyro model of one patient alone."""
+
+    predictor: Predictor
+    priors: tuple[tuple[str, Prior], ...]
+
+    latent: ClassVar[tuple[str, ...]] = ()
+
+    def __call__(self, base: Any, record: Record, likelihood: bool = True) -> None:
+        """Sample sites of the parameters; the likelihood as a factor."""
+        import numpyro
+
+        names = tuple(name for name, _ in self.priors)
+        drawn = [numpyro.sample(name, prior.distribution()) for name, prior in self.priors]
+        if likelihood:
+            theta = jnp.stack(drawn)
+            numpyro.factor(
+                "log_likelihood", patient_log_likelihood(self.predictor, names, base, theta, record)
+            )
+
+
+def density_of(
+    f: Any, priors: Mapping[str, Override], known: Any
+) -> tuple[PatientDensity | PopulationDensity, Any]:
+    """The NumPyro model of `f` (a predictor or a `Population`), and the values of its known parameters.
+
+    Raises:
+        ValueError: a parameter that varies between patients has no prior for its typical value.
+    """
+    if not isinstance(f, Population):
+        base, free = estimated(f, priors, known)
+        return PatientDensity(f, tuple(free.items())), base
+    base, free = estimated(f.predictor, priors, known)
+    for name in f.varying:
+        if name not in free:
+            raise ValueError(
+                f"{name!r} varies between patients but is known: give it a prior, or do not vary it"
+            )
+    return PopulationDensity(f, tuple(free.items())), base

@@ -1,0 +1,294 @@
+"""The result of a calibration as a tree of arrays in ArviZ's schema, and its way to disk and back."""
+
+import importlib
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dtwin_jax.core.predictor import PENALTY
+from dtwin_jax.core.prior import Prior, prior_from_dict
+from dtwin_jax.core.quantity import Quantity, quantities, replace_fields
+from dtwin_jax.core.record import Cohort, Record, Series
+from dtwin_jax.core.signal import AbstractSignal, Doses, Sampled, Steps
+from dtwin_jax.inference.population import Covariate, Population
+
+SCHEMA = 1
+# Predictive draws are for pictures and checks: this many a chain are plenty.
+PREDICTIVE_DRAWS = 250
+_SIGNALS: dict[str, Any] = {"Doses": Doses, "Steps": Steps, "Sampled": Sampled}
+_FIELDS = {"Doses": ("time", "amount", "duration"), "Steps": ("time", "value"), "Sampled": ("time", "value")}
+
+
+class ResultError(ValueError):
+    """A file that is not a whole result of `calibrate`."""
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """What sampling and evaluation gave, as arrays with leading axes (chain, draw)."""
+
+    values: dict[str, np.ndarray]
+    stats: dict[str, np.ndarray]
+    log_likelihood: dict[str, np.ndarray]
+    expected: dict[str, np.ndarray]
+    predictive: dict[str, np.ndarray]
+    prior: dict[str, np.ndarray]
+
+
+def assemble(f: Any, density: Any, cohort: Cohort, posterior: Posterior, attributes: dict[str, Any]) -> Any:
+    """The `xarray.DataTree` of a calibration."""
+    import xarray as xr
+
+    predictor = f.predictor if isinstance(f, Population) else f
+    declared = quantities(predictor.params())
+    outputs = predictor.schema().outputs if hasattr(predictor, "schema") else {}
+    ids = list(cohort.ids)
+    chains, draws = next(iter(posterior.log_likelihood.values())).shape[:2]
+    thin = np.unique(np.linspace(0, draws - 1, min(draws, PREDICTIVE_DRAWS)).astype(int))
+    scale = {"chain": np.arange(chains), "draw": np.arange(draws), "patient": ids}
+    thinned = scale | {"draw": thin}
+    if "correlation" in posterior.values:
+        scale |= dict.fromkeys(("effect", "effect_bis"), list(f.varying))
+
+    def points(arrays: dict[str, np.ndarray], suffix: str = "", keep: Any = slice(None)) -> dict[str, Any]:
+        return {
+            channel + suffix: (("chain", "draw", "patient", f"{channel}_point"), array[:, keep])
+            for channel, array in arrays.items()
+        }
+
+    groups = {
+        "posterior": xr.Dataset(
+            {name: (_dims(array), array, _note(name, declared)) for name, array in posterior.values.items()},
+            scale,
+        ),
+        "sample_stats": xr.Dataset(
+            {n: (_dims(a), a) for n, a in posterior.stats.items()}, _used(scale, posterior.stats)
+        ),
+        "prior": xr.Dataset(
+            {name: (("chain", "draw"), array[None]) for name, array in posterior.prior.items()},
+            {"chain": [0], "draw": np.arange(len(next(iter(posterior.prior.values()))))},
+        ),
+        "log_likelihood": xr.Dataset(points(posterior.log_likelihood), _only(scale)),
+        "posterior_predictive": xr.Dataset(
+            points(posterior.predictive, keep=thin) | points(posterior.expected, "_expected", thin),
+            _only(thinned),
+        ),
+        "observed_data": observed_data(cohort.record, ids, outputs),
+        "constant_data": constant_data(cohort.record, ids),
+    }
+    tree = xr.DataTree.from_dict(groups)
+    tree.attrs = attributes | _provenance(f, predictor, density, posterior, ids)
+    return tree
+
+
+def _dims(array: np.ndarray) -> tuple[str, ...]:
+    return {
+        2: ("chain", "draw"),
+        3: ("chain", "draw", "patient"),
+        4: ("chain", "draw", "effect", "effect_bis"),
+    }[array.ndim]
+
+
+def _only(scale: dict[str, Any]) -> dict[str, Any]:
+    return {name: scale[name] for name in ("chain", "draw", "patient")}
+
+
+def _used(scale: dict[str, Any], arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    names = {name for array in arrays.values() for name in _dims(array)}
+    return {name: value for name, value in scale.items() if name in names}
+
+
+def _note(name: str, declared: dict[str, Quantity]) -> dict[str, str]:
+    quantity = declared.get(name.removesuffix("_pop"))
+    if quantity is None:
+        return {"units": "1"}
+    return {"units": quantity.unit, "source": quantity.source, "doc": quantity.doc}
+
+
+def observed_data(record: Record, ids: list[str], outputs: dict[str, Quantity]) -> Any:
+    """Measurements by channel (patient, point); padding is NaN, with mask, censor and after beside it."""
+    import xarray as xr
+
+    variables: dict[str, Any] = {}
+    for name, series in record.observations.items():
+        dims = ("patient", f"{name}_point")
+        units = {"units": outputs[name].unit} if name in outputs else {}
+        variables[name] = (dims, np.where(series.mask, series.value, np.nan), units)
+        for field in ("time", "censor", "mask", "after"):
+            variables[f"{name}_{field}"] = (dims, np.asarray(getattr(series, field)))
+    return xr.Dataset(variables, {"patient": ids}, {"channels": list(record.observations)})
+
+
+def constant_data(record: Record, ids: list[str]) -> Any:
+    """What was given and known, by patient."""
+    import xarray as xr
+
+    variables: dict[str, Any] = {name: ("patient", np.asarray(value)) for name, value in record.known.items()}
+    variables["t0"] = ("patient", np.asarray(record.t0))
+    kinds = {}
+    for name, signal in vars(record.inputs).items():
+        kind = type(signal).__name__ if isinstance(signal, AbstractSignal) else "constant"
+        kinds[name] = kind
+        if kind == "constant":
+            variables[f"{name}_constant"] = ("patient", np.asarray(signal))
+            continue
+        dose = f"{name}_dose"
+        for field in _FIELDS[kind]:
+            variables[f"{name}_{field}"] = (("patient", dose), np.asarray(getattr(signal, field)))
+    attributes = {"inputs": json.dumps(kinds), "known": list(record.known)}
+    return xr.Dataset(variables, {"patient": ids}, attributes)
+
+
+def cohort_of(f: Any, tree: Any) -> Cohort:
+    """The cohort that a result was calibrated on."""
+    predictor = f.predictor if isinstance(f, Population) else f
+    observed, constant = tree["observed_data"], tree["constant_data"]
+    ids = tuple(str(patient) for patient in observed["patient"].values)
+    series = {}
+    for name in np.atleast_1d(observed.attrs["channels"]):
+        value = np.nan_to_num(observed[name].values)
+        flags = {field: observed[f"{name}_{field}"].values for field in ("mask", "censor", "after")}
+        series[str(name)] = Series(observed[f"{name}_time"].values, value, **flags)
+    inputs = {}
+    for name, kind in json.loads(constant.attrs["inputs"]).items():
+        if kind == "constant":
+            inputs[name] = constant[f"{name}_constant"].values
+        else:
+            inputs[name] = _SIGNALS[kind](*(constant[f"{name}_{field}"].values for field in _FIELDS[kind]))
+    known = {str(name): constant[name].values for name in np.atleast_1d(constant.attrs["known"]) if name}
+    return Cohort(
+        ids, Record(replace_fields(predictor.inputs(), inputs), series, known, constant["t0"].values)
+    )
+
+
+def _provenance(f: Any, predictor: Any, density: Any, posterior: Posterior, ids: list[str]) -> dict[str, Any]:
+    lost = np.any(
+        [np.any(array <= PENALTY, axis=-1) for array in posterior.log_likelihood.values()], axis=0
+    ).mean((0, 1))
+    failed = {patient: float(share) for patient, share in zip(ids, lost, strict=True) if share > 0}
+    device = jax.devices()[0]
+    return {
+        "schema": SCHEMA,
+        "kind": "population" if isinstance(f, Population) else "independent",
+        "predictor": import_path(predictor),
+        "population": json.dumps(_population_as_dict(f)) if isinstance(f, Population) else "",
+        "name": predictor.name,
+        "time_unit": getattr(predictor, "time", ""),
+        "method": "NUTS",
+        "priors": json.dumps({name: prior.as_dict() for name, prior in density.priors}),
+        "failed": json.dumps(failed, ensure_ascii=False),
+        "versions": json.dumps(_versions()),
+        "device": f"{device.platform}: {device.device_kind}",
+        "dtype": str(np.result_type(*posterior.values.values())),
+        "solver": repr(getattr(predictor, "solver", "")),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": sys.version.split()[0]}
+    for package in ("dtwin-jax", "jax", "diffrax", "equinox", "numpyro", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def import_path(f: Any) -> str:
+    """`"module:name"` under which a predictor can be imported again, or `""` if it is not a module's attribute."""
+    for function in vars(f).values():
+        module = sys.modules.get(getattr(function, "__module__", None) or "")
+        for name, value in vars(module).items() if module is not None else ():
+            if type(value) is type(f) and value == f:
+                return f"{module.__name__}:{name}"
+    return ""
+
+
+def _population_as_dict(f: Population) -> dict[str, Any]:
+    covariates = []
+    for covariate in f.covariates:
+        plain = asdict(covariate)
+        given = covariate.coefficient
+        covariates.append(plain | {"coefficient": given.as_dict() if isinstance(given, Prior) else given})
+    return {
+        "vary": {name: prior.as_dict() for name, prior in f.vary},
+        "covariates": covariates,
+        "correlation": f.correlation,
+        "centred": f.centred,
+    }
+
+
+def _population_from_dict(predictor: Any, data: dict[str, Any]) -> Population:
+    covariates = []
+    for row in data["covariates"]:
+        given = row["coefficient"]
+        covariates.append(
+            Covariate(**(row | {"coefficient": prior_from_dict(given) if isinstance(given, dict) else given}))
+        )
+    vary = {name: prior_from_dict(prior) for name, prior in data["vary"].items()}
+    return Population(predictor, vary, tuple(covariates), data["correlation"], data["centred"])
+
+
+def save(tree: Any, path: str | Path) -> Path:
+    """Write a result as NetCDF: to a temporary name, then renamed, so that a file is whole or absent."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        tree.to_netcdf(temporary, engine="h5netcdf")
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def load(path: str | Path, predictor: Any = None) -> tuple[Any, Any]:
+    """A saved result.
+
+    Args:
+        path: file written by `save`.
+        predictor: the predictor, if it is not importable (defined in a notebook).
+
+    Returns:
+        The predictor (or `Population`), and the tree.
+
+    Raises:
+        ResultError: not a whole result, or its predictor cannot be imported.
+    """
+    import xarray as xr
+
+    path = Path(path)
+    if not path.is_file():
+        raise ResultError(f"{path}: no such file; expected a result written by dtwin calibrate")
+    try:
+        with xr.open_datatree(path, engine="h5netcdf") as opened:
+            tree = opened.load()
+    except (OSError, ValueError, KeyError, RuntimeError, EOFError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ResultError(f"{path}: not a readable result, perhaps cut short ({reason})") from None
+    if tree.attrs.get("schema") != SCHEMA:
+        raise ResultError(f"{path}: found schema {tree.attrs.get('schema')!r}, expected {SCHEMA}")
+    if predictor is None:
+        predictor = _import(path, tree.attrs["predictor"])
+    described = tree.attrs["population"]
+    return (_population_from_dict(predictor, json.loads(described)) if described else predictor), tree
+
+
+def _import(path: Path, where: str) -> Any:
+    module, _, name = where.partition(":")
+    if not name:
+        raise ResultError(f"{path}: its predictor was not importable when it was made; pass predictor=...")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ResultError(f"{path}: cannot import its predictor {where!r} ({error})") from None
