@@ -152,10 +152,7 @@ def scenario(record: Record, *, until: float, every: float, **inputs: Any) -> Re
     steps = int(np.floor((until - t0.min()) / every * (1 + 1e-12))) + 1
     times = np.minimum(t0[..., None] + every * np.arange(steps), until)
     check_names("scenario: the model", "input", inputs, vars(record.inputs))
-    planned = {
-        name: jax.tree.map(lambda leaf: _with_patients(leaf, t0.shape), signal)
-        for name, signal in inputs.items()
-    }
+    planned = {name: _for_patients(name, signal, t0.shape) for name, signal in inputs.items()}
     series = Series(times)
     return Record(
         replace_fields(record.inputs, planned),
@@ -165,11 +162,20 @@ def scenario(record: Record, *, until: float, every: float, **inputs: Any) -> Re
     )
 
 
-def _with_patients(leaf: Any, patients: tuple[int, ...]) -> Any:
-    leaf = np.asarray(leaf, float)
-    if patients and leaf.shape[:1] != patients:
-        leaf = np.broadcast_to(leaf, patients + leaf.shape).copy()
-    return leaf
+def _for_patients(name: str, signal: Any, patients: tuple[int, ...]) -> Any:
+    """`signal` with the patient axis, told from the number of axes, not from their length."""
+    axes = 1 if isinstance(signal, AbstractSignal) else 0
+
+    def spread(leaf: Any) -> np.ndarray:
+        leaf = np.asarray(leaf, float)
+        if leaf.ndim == axes:
+            return np.broadcast_to(leaf, patients + leaf.shape).copy()
+        if leaf.ndim != axes + len(patients) or leaf.shape[: len(patients)] != patients:
+            wanted = f"one a patient ({patients[0]})" if patients else "those of one patient"
+            raise ValueError(f"scenario: input {name!r} has values of shape {leaf.shape}; wanted {wanted}")
+        return leaf
+
+    return jax.tree.map(spread, signal)
 
 
 def _size(record: Record) -> int:
