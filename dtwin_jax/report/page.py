@@ -1,0 +1,264 @@
+"""The page: its figures, and the file."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dtwin_jax import plot
+from dtwin_jax.plot.patients import channels, measured, patient_ids
+from dtwin_jax.plot.posterior import patient_names, shared_names, summarise
+from dtwin_jax.plot.theme import DARK, Figure, counted, group, label
+from dtwin_jax.report import tables
+from dtwin_jax.report.verdicts import failed_patients, fit_checks, json_list, overall, sampler_checks
+
+SHOWN = 60
+PAIRED = 6
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure as the page holds it.
+
+    Attributes:
+        name: unique on the page.
+        json: Plotly's data and layout.
+        height: in pixels, before the page lays it out.
+        says: for a reader who does not see it.
+        notes: what was left out.
+        channel: position of its channel, for figures that share an axis.
+        heading: what the vertical axis is.
+    """
+
+    name: str
+    json: str
+    height: int
+    says: str
+    notes: tuple[str, ...]
+    channel: int | None = None
+    heading: str = ""
+
+
+@dataclass(frozen=True)
+class PatientCard:
+    """One patient on the page: heading, facts, and a figure a channel."""
+
+    name: str
+    facts: str
+    failed: bool
+    drawings: tuple[Drawing, ...]
+
+
+def write_report(
+    result: Any,
+    path: str | os.PathLike[str],
+    *,
+    curves: Any,
+    forecast: Any = None,
+    replicates: Any = None,
+    scores: Any = None,
+    title: str | None = None,
+) -> Path:
+    """Writes the page, whole or not at all, and returns where it is.
+
+    Args:
+        result: of `calibrate`.
+        path: of the page; an old one is replaced in one step.
+        curves: of `forecast`, over the observed period on a fine grid.
+        forecast: of `forecast`, under the plan.
+        replicates: new patients simulated with the same designs, for the visual predictive check.
+        scores: of held-out measurements: `crps`, `log_score`, `coverage_50`, `coverage_90` and `n` a channel.
+        title: of the page; by default the model's name.
+    """
+    page = render_report(
+        result, curves=curves, forecast=forecast, replicates=replicates, scores=scores, title=title
+    )
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        draft.write_text(page, encoding="utf-8")
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+    return path
+
+
+def render_report(
+    result: Any,
+    *,
+    curves: Any,
+    forecast: Any = None,
+    replicates: Any = None,
+    scores: Any = None,
+    title: str | None = None,
+) -> str:
+    """The page as text; the arguments are those of `write_report`."""
+    try:
+        from jinja2 import Environment, StrictUndefined
+        from plotly.offline import get_plotlyjs
+    except ImportError as error:
+        raise ImportError("the report needs plotly and jinja2: pip install 'dtwin-jax[report]'") from error
+    ids = patient_ids(group(result, "observed_data"))
+    summaries = summarise(result, shared_names(result) + patient_names(result))
+    shared = [row for row in summaries if row.patient is None]
+    whose = set(ids[:SHOWN])
+    rows = shared or [row for row in summaries if row.patient in whose]
+    failed = failed_patients(result, curves)
+    checks = [*sampler_checks(result, summaries), *fit_checks(result, failed, len(ids))]
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    template = resources.files("dtwin_jax.report").joinpath("page.html.j2").read_text(encoding="utf-8")
+    return environment.from_string(template).render(
+        title=title or str(result.attrs.get("name", "model")).replace("_", " "),
+        plotly_js=get_plotlyjs(),
+        dark=_embed(json.dumps(DARK)),
+        scales=_embed(json.dumps(_scales(result, curves, forecast, ids[:SHOWN]))),
+        facts=tables.facts(result, ids),
+        checks=checks,
+        overall=overall(checks),
+        warnings=json_list(result, "warnings"),
+        failed=failed,
+        patients=[_card(result, curves, forecast, i, who in failed) for i, who in enumerate(ids[:SHOWN])],
+        patient_count=len(ids),
+        has_forecast=forecast is not None,
+        estimates=tables.estimates(rows),
+        posterior=_drawing("posterior", plot.posterior(result), "Densities of the posterior and the prior."),
+        pairs=_pairs(result),
+        variability=_variability(result),
+        spreads=tables.spreads(result, shared),
+        convergence=_drawing("convergence", plot.convergence(result), "Rank plots of the chains."),
+        diagnostics=tables.diagnostics(summaries),
+        residuals=_residuals(result),
+        predictive=_predictive(result, replicates),
+        scores=tables.score_table(scores),
+        provenance=tables.provenance(result),
+        priors=tables.priors(result),
+    )
+
+
+def _embed(text: str) -> str:
+    """JSON that cannot end the script element it stands in."""
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _drawing(name: str, fig: Figure, says: str, *, channel: int | None = None, heading: str = "") -> Drawing:
+    """The figure without its title, which the page sets itself, in single precision."""
+    notes = tuple(fig.layout.meta["notes"])
+    fig.layout.title = None
+    fig.layout.margin.t = 40 if "panels" in fig.layout.meta else 12
+    for trace in fig.data:
+        for key in ("x", "y", "customdata"):
+            if isinstance(trace[key], np.ndarray) and trace[key].dtype == np.float64:
+                trace[key] = trace[key].astype(np.float32)
+    return Drawing(name, _embed(fig.to_json()), int(fig.layout.height), says, notes, channel, heading)
+
+
+def _card(result: Any, curves: Any, forecast: Any, index: int, failed: bool) -> PatientCard:
+    observed = group(result, "observed_data")
+    patient, drawings = patient_ids(observed)[index], []
+    for number, channel in enumerate(channels(result)):
+        fig = plot.patient_fit(result, curves, patient, channel, forecast)
+        fig.layout.showlegend = False
+        fig.layout.height = 260
+        fig.layout.margin.update(l=34, r=8, b=40)
+        fig.layout.yaxis.title = None
+        fig.layout.xaxis.title.standoff = 2
+        says = f"{channel} of patient {patient}: measurements, fit and forecast."
+        heading = label(channel, observed[channel].attrs.get("units"), escaped=False)
+        drawings.append(_drawing(f"patient-{index}-{number}", fig, says, channel=number, heading=heading))
+    found = [measured(result, patient, channel) for channel in channels(result)]
+    facts = [counted(sum(len(data.time) for data in found), "measurement")]
+    limited = sum(int((data.censor != 0).sum()) for data in found)
+    facts += [f"{limited} at a limit"] * bool(limited) + tables.covariates(result, patient)
+    return PatientCard(patient, " · ".join(facts), failed, tuple(drawings))
+
+
+def _scales(result: Any, curves: Any, forecast: Any, ids: Sequence[str]) -> list[dict[str, list[float]]]:
+    """For each channel, the ranges of time and value that hold all patients shown."""
+    out = []
+    for channel in channels(result):
+        found = [measured(result, patient, channel) for patient in ids]
+        times, values = [data.time for data in found], [data.value for data in found]
+        for tree in (curves, forecast):
+            data = {} if tree is None else group(tree, "predictions")
+            if channel in data:
+                times.append(np.asarray(data[f"{channel}_time"], float).ravel())
+                drawn = np.asarray(data[channel].transpose("sample", "patient", ...), float)
+                some = np.isfinite(drawn).any(axis=0)
+                values.append(np.nanquantile(drawn[:, some], (0.05, 0.95), axis=0).ravel())
+        time, value = (np.concatenate(part) for part in (times, values))
+        time, value = time[np.isfinite(time)], value[np.isfinite(value)]
+        if len(time) and len(value):
+            positive = value[value > 0]
+            top = float(np.quantile(value, 0.999)) if len(ids) > 20 else float(value.max())
+            out.append(
+                {
+                    "x": [float(time.min()), float(time.max())],
+                    "y": [min(0.0, float(value.min())), 1.06 * top],
+                    "least": [float(positive.min())] if len(positive) else [],
+                }
+            )
+        else:
+            out.append({"x": [], "y": [], "least": []})
+    return out
+
+
+def _pairs(result: Any) -> list[tuple[str, Drawing]]:
+    out = []
+    for title, names in (("Population", shared_names(result)), ("Within patients", patient_names(result))):
+        if len(names) > 1:
+            fig = plot.pairs(result, _tightest(result, names))
+            says = f"{title}: pairs of parameters and their correlations."
+            out.append((title, _drawing(f"pairs-{len(out)}", fig, says)))
+    return out
+
+
+def _tightest(result: Any, names: Sequence[str]) -> list[str]:
+    """The variables with the strongest correlations, at most `PAIRED`, in their order."""
+    if len(names) <= PAIRED:
+        return list(names)
+    draws = group(result, "posterior")
+    values = [np.asarray(draws[name].transpose("chain", "draw", ...), float) for name in names]
+    table = np.stack([(part - part.mean(axis=(0, 1))).ravel() for part in values])
+    usable = np.isfinite(table).all(axis=1) & (np.ptp(np.nan_to_num(table), axis=1) > 0)
+    strength = np.full(len(names), -1.0)
+    matrix = np.atleast_2d(np.corrcoef(table[usable]))
+    strength[usable] = np.max(np.abs(matrix - np.eye(len(matrix))), axis=1)
+    chosen = np.sort(np.argsort(-strength, kind="stable")[:PAIRED])
+    return [str(names[i]) for i in chosen]
+
+
+def _variability(result: Any) -> Drawing | None:
+    several = patient_names(result) and group(result, "posterior").sizes.get("patient", 1) > 1
+    says = "Each patient's parameters and the spread between patients."
+    return _drawing("variability", plot.variability(result), says) if several else None
+
+
+def _residuals(result: Any) -> list[tuple[str, Drawing]]:
+    predictive = group(result, "posterior_predictive") if "posterior_predictive" in result.children else {}
+    names = [name for name in channels(result) if name in predictive]
+    says = "Observed against predicted, and residuals."
+    return [
+        (name, _drawing(f"residuals-{i}", plot.residuals(result, name), says)) for i, name in enumerate(names)
+    ]
+
+
+def _predictive(result: Any, replicates: Any) -> list[tuple[str, Drawing]]:
+    simulated = {} if replicates is None else group(replicates, "predictions")
+    out = []
+    for name in (name for name in channels(result) if name in simulated):
+        fig = plot.predictive_check(result, replicates, name)
+        says = "Percentiles of the measurements over those of simulated patients."
+        out.append((name, _drawing(f"predictive-{len(out)}", fig, says)))
+    return out
