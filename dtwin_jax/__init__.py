@@ -1,1 +1,44 @@
-"""Digital twins of patients in JAX."""
+"""Digital twins of patients in JAX: mechanistic models, Bayesian calibration, forecasts.
+
+The names below are the public interface; models are in `dtwin_jax.models`. They are imported when first
+used, so that a command can set its environment (precision, compilation cache) before JAX is loaded.
+"""
+
+import importlib
+from typing import Any
+
+_HOME = {
+    "core.prior": ("Prior", "beta", "gamma", "halfnormal", "lognormal", "normal", "uniform"),
+    "core.quantity": ("assign", "param", "quantities", "var"),
+    "core.signal": ("Doses", "Input", "Sampled", "Steps", "delay", "infuse", "scale"),
+    "core.types": ("Scalar", "Vector"),
+    "core.record": ("Cohort", "Record", "Series", "buckets", "scenario", "stack"),
+    "core.predictor": ("Predictor", "log_likelihood"),
+    "dynamics.model": ("Model",),
+    "dynamics.linear": ("LinearFlow",),
+    "dynamics.simulate": ("Trajectory", "simulate"),
+    "dynamics.solver": ("Outcome", "Solver"),
+    "inference.calibrate": ("calibrate",),
+    "inference.diagnostics": ("CalibrationWarning", "summary"),
+    "inference.fit": ("Fit", "fit"),
+    "inference.nuts": ("Nuts",),
+    "inference.population": ("Covariate", "Population"),
+    "inference.result": ("load", "save"),
+    "inference.train": ("train",),
+    "io.table": ("read_table",),
+    "twin.assess": ("leave_last_out", "score"),
+    "twin.forecast": ("forecast", "forecast_new", "observed_period", "observed_times"),
+}
+_MODULE = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = sorted(_MODULE)  # noqa: PLE0605 (a list, computed)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE:
+        raise AttributeError(f"module 'dtwin_jax' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"dtwin_jax.{_MODULE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "models"]

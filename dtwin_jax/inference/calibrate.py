@@ -1,6 +1,5 @@
 """Bayesian calibration: one patient, a cohort of independent patients, or a population."""
 
-import functools
 import hashlib
 import json
 import os
@@ -16,13 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dtwin_jax.core.predictor import central, check_cohort, likelihood_of
+from dtwin_jax.core.predictor import check_cohort
 from dtwin_jax.core.record import Cohort, Record, stack
 from dtwin_jax.inference import nuts
-from dtwin_jax.inference.density import Override, parameters
+from dtwin_jax.inference.density import Override
 from dtwin_jax.inference.diagnostics import CalibrationWarning, complaints
 from dtwin_jax.inference.nuts import Nuts
-from dtwin_jax.inference.population import Population, PopulationDensity, density_of
+from dtwin_jax.inference.population import Population, density_of
+from dtwin_jax.inference.predictive import constrained, evaluate, prior_draws, theta_of
 from dtwin_jax.inference.result import Posterior, assemble
 
 # Patients that are sampled side by side when they are independent: enough to fill the vector units,
@@ -70,7 +70,7 @@ def calibrate(
     _check_covariates(f, cohort)
     _check_precision()
     if isinstance(f, Population) and f.centred is None:
-        f = replace(f, centred=_is_rich(f, cohort))
+        f = replace(f, centred=f.correlation is None and _is_rich(f, cohort))
     density, base = density_of(f, priors or {}, tuple(cohort.record.known))
     run = Run(density, base, cohort, method, key, None if checkpoint is None else Path(checkpoint))
     draws = run.population(progress) if isinstance(f, Population) else run.patients(progress)
@@ -84,7 +84,8 @@ def calibrate(
         "resumed_blocks": run.resumed,
         "seed": json.dumps(np.asarray(jax.random.key_data(key)).tolist()),
     }
-    tree = assemble(f, density, cohort, posterior, attributes)
+    tree = assemble(f, density, base, cohort, posterior)
+    tree.attrs |= attributes
     said = complaints(tree)
     tree.attrs["warnings"] = json.dumps(said, ensure_ascii=False)
     for sentence in said:
@@ -242,66 +243,12 @@ class _Store:
 def _posterior(density: Any, base: Any, cohort: Cohort, draws: tuple[dict, dict], key: Any) -> Posterior:
     z, stats = draws
     record = jax.tree.map(jnp.asarray, cohort.record)
-    values = {name: np.asarray(value) for name, value in _constrained(density, base, record, z).items()}
-    names = tuple(name for name, _ in density.priors)
-    count = len(cohort)
-    # A parameter shared by all patients gets a patient axis here, and only here.
-    columns = [values[name] for name in names]
-    wide = [column if column.ndim == 3 else np.repeat(column[..., None], count, axis=2) for column in columns]
-    theta = np.stack(wide, axis=-1)
-    shape = theta.shape[:2]
-    keys = jax.random.split(jax.random.fold_in(key, 1), shape[0] * shape[1])
-    flat = jnp.asarray(theta.reshape(-1, *theta.shape[2:]))
-    found = _evaluated(density.predictor, names, base, record, flat, keys)
-    likelihood, expected, predictive = jax.tree.map(
-        lambda leaf: np.asarray(leaf).reshape(*shape, *leaf.shape[1:]), found
-    )
-    prior = _prior_draws(density, base, record, jax.random.split(jax.random.fold_in(key, 2), 1000))
+    values = {name: np.asarray(value) for name, value in constrained(density, base, record, z).items()}
+    theta = theta_of(density, values, len(cohort))
+    likelihood, expected, predictive = evaluate(density, base, record, theta, jax.random.fold_in(key, 1))
+    prior = prior_draws(density, base, record, jax.random.split(jax.random.fold_in(key, 2), 1000))
     prior = {name: np.asarray(value) for name, value in prior.items() if value.ndim == 1}
     return Posterior(values, stats, likelihood, expected, predictive, prior)
-
-
-@functools.partial(jax.jit, static_argnames=("density",))
-def _constrained(density: Any, base: Any, record: Record, z: Any) -> dict[str, Any]:
-    from numpyro.infer.util import constrain_fn
-
-    def one(z):
-        values = constrain_fn(density, (base, record, False), {}, z, return_deterministic=True)
-        return {name: value for name, value in values.items() if name not in density.latent}
-
-    axes = 2 if isinstance(density, PopulationDensity) else 3
-    for _ in range(axes):
-        one = jax.vmap(one)
-    return one(z)
-
-
-@functools.partial(jax.jit, static_argnames=("density",))
-def _prior_draws(density: Any, base: Any, record: Record, keys: Any) -> dict[str, Any]:
-    from numpyro import handlers
-
-    def one(key):
-        trace = handlers.trace(handlers.seed(density, key)).get_trace(base, record, likelihood=False)
-        return {name: site["value"] for name, site in trace.items() if name not in density.latent}
-
-    return jax.vmap(one)(keys)
-
-
-@functools.partial(jax.jit, static_argnames=("f", "names"))
-def _evaluated(f: Any, names: tuple, base: Any, record: Record, theta: Any, keys: Any) -> tuple:
-    """Pointwise log-likelihood, expectation and predictive draw: channel -> (draw, patient, n)."""
-
-    def patient(theta, record, key):
-        predicted = f.predict(parameters(names, base, theta, record), record)
-        keys = jax.random.split(key, len(predicted))
-        drawn = {name: d.sample(k) for (name, d), k in zip(predicted.items(), keys, strict=True)}
-        expected = {name: central(d) for name, d in predicted.items()}
-        return likelihood_of(predicted, record), expected, drawn
-
-    def draw(row):
-        theta, key = row
-        return jax.vmap(patient)(theta, record, jax.random.split(key, theta.shape[0]))
-
-    return jax.lax.map(draw, (theta, keys), batch_size=32)
 
 
 def _bar(total: int, progress: bool) -> Any:

@@ -6,7 +6,7 @@ likelihood is not finite, the gradient is zero, so one failing patient does not 
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -21,6 +21,17 @@ from dtwin_jax.core.record import Record
 FORWARD_LIMIT = 16
 
 Override = Prior | float | None
+
+
+def standard_promotion(function: Callable) -> Callable:
+    """Trace `function` under JAX's standard promotion of types and ranks, on which NumPyro relies."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            return function(*args, **kwargs)
+
+    return wrapped
 
 
 def estimated(f: Predictor, priors: Mapping[str, Override], known: Any = ()) -> tuple[Any, dict[str, Prior]]:

@@ -5,7 +5,6 @@ Warm-up and sampling run through one compiled block of iterations, so a calibrat
 can be saved.
 """
 
-import contextlib
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from dtwin_jax.inference.density import standard_promotion
 
 
 @dataclass(frozen=True)
@@ -73,13 +74,6 @@ def starting_points(density: Any, data: tuple, keys: Any, count: int) -> dict[st
     return jax.vmap(best)(keys)
 
 
-@contextlib.contextmanager
-def _numpyro_promotion():
-    """NumPyro's kernels divide floats by integers, which strict promotion of types forbids."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
-
-
 def _kernel(density: Any, method: Nuts) -> tuple[Callable, Callable]:
     from numpyro.infer.hmc import hmc
 
@@ -107,8 +101,7 @@ def first_state(density: Any, method: Nuts, data: tuple, keys: Any) -> Any:
     keys = jax.vmap(lambda key: jax.random.split(key))(keys)
     z = starting_points(density, data, keys[:, 0], method.candidates)
     raw = jax.vmap(jax.random.key_data)(keys[:, 1])
-    with _numpyro_promotion():
-        return jax.vmap(lambda one, key: start(data, one, key))(z, raw)
+    return jax.vmap(lambda one, key: start(data, one, key))(z, raw)
 
 
 def advance(density: Any, method: Nuts, data: tuple, state: Any) -> tuple[Any, tuple]:
@@ -135,8 +128,7 @@ def advance(density: Any, method: Nuts, data: tuple, state: Any) -> tuple[Any, t
 
         return jax.lax.scan(step, state, None, length=method.block)
 
-    with _numpyro_promotion():
-        return jax.vmap(lane)(state)
+    return jax.vmap(lane)(state)
 
 
 def _over_patients(function: Callable, patients: bool) -> Callable:
@@ -152,12 +144,14 @@ def _over_patients(function: Callable, patients: bool) -> Callable:
 
 
 @functools.partial(jax.jit, static_argnames=("density", "method", "patients"))
+@standard_promotion
 def start(density: Any, method: Nuts, patients: bool, data: tuple, keys: Any) -> Any:
     """Compiled `first_state`; with `patients`, data and keys have a leading patient axis."""
     return _over_patients(first_state, patients)(density, method, data, keys)
 
 
 @functools.partial(jax.jit, static_argnames=("density", "method", "patients"))
+@standard_promotion
 def run_block(density: Any, method: Nuts, patients: bool, data: tuple, state: Any) -> tuple[Any, tuple]:
     """Compiled `advance`; with `patients`, data and state have a leading patient axis."""
     return _over_patients(advance, patients)(density, method, data, state)

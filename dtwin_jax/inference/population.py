@@ -116,6 +116,11 @@ class PopulationDensity:
         """The model of one patient."""
         return self.population.predictor
 
+    @property
+    def individual(self) -> tuple[str, ...]:
+        """Parameters that each patient has a value of."""
+        return self.population.varying
+
     def __call__(self, base: Any, record: Record, likelihood: bool = True) -> None:
         """Sample sites of typical values, scatter and effects; the likelihood of all patients as a factor.
 
@@ -218,6 +223,11 @@ class PatientDensity:
     priors: tuple[tuple[str, Prior], ...]
 
     latent: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def individual(self) -> tuple[str, ...]:
+        """Parameters that each patient has a value of: all."""
+        return tuple(name for name, _ in self.priors)
 
     def __call__(self, base: Any, record: Record, likelihood: bool = True) -> None:
         """Sample sites of the parameters; the likelihood as a factor."""

@@ -15,10 +15,10 @@ import numpy as np
 
 from dtwin_jax.core.predictor import PENALTY
 from dtwin_jax.core.prior import Prior, prior_from_dict
-from dtwin_jax.core.quantity import Quantity, quantities, replace_fields
+from dtwin_jax.core.quantity import Quantity, quantities, replace_fields, values
 from dtwin_jax.core.record import Cohort, Record, Series
 from dtwin_jax.core.signal import AbstractSignal, Doses, Sampled, Steps
-from dtwin_jax.inference.population import Covariate, Population
+from dtwin_jax.inference.population import Covariate, Population, density_of
 
 SCHEMA = 1
 # Predictive draws are for pictures and checks: this many a chain are plenty.
@@ -43,7 +43,7 @@ class Posterior:
     prior: dict[str, np.ndarray]
 
 
-def assemble(f: Any, density: Any, cohort: Cohort, posterior: Posterior, attributes: dict[str, Any]) -> Any:
+def assemble(f: Any, density: Any, base: Any, cohort: Cohort, posterior: Posterior) -> Any:
     """The `xarray.DataTree` of a calibration."""
     import xarray as xr
 
@@ -85,7 +85,7 @@ def assemble(f: Any, density: Any, cohort: Cohort, posterior: Posterior, attribu
         "constant_data": constant_data(cohort.record, ids),
     }
     tree = xr.DataTree.from_dict(groups)
-    tree.attrs = attributes | _provenance(f, predictor, density, posterior, ids)
+    tree.attrs = _provenance(f, density, base, posterior, ids)
     return tree
 
 
@@ -169,7 +169,19 @@ def cohort_of(f: Any, tree: Any) -> Cohort:
     )
 
 
-def _provenance(f: Any, predictor: Any, density: Any, posterior: Posterior, ids: list[str]) -> dict[str, Any]:
+def density_from(f: Any, tree: Any) -> tuple[Any, Any]:
+    """The density and the known parameter values of a result: what `evaluate` needs."""
+    priors: dict[str, Any] = {
+        name: prior_from_dict(d) for name, d in json.loads(tree.attrs["priors"]).items()
+    }
+    fixed = json.loads(tree.attrs["fixed"])
+    return density_of(f, fixed | priors, ())
+
+
+def _provenance(f: Any, density: Any, base: Any, posterior: Posterior, ids: list[str]) -> dict[str, Any]:
+    predictor = density.predictor
+    estimated = dict(density.priors)
+    fixed = {name: float(value) for name, value in values(base).items() if name not in estimated}
     lost = np.any(
         [np.any(array <= PENALTY, axis=-1) for array in posterior.log_likelihood.values()], axis=0
     ).mean((0, 1))
@@ -184,6 +196,7 @@ def _provenance(f: Any, predictor: Any, density: Any, posterior: Posterior, ids:
         "time_unit": getattr(predictor, "time", ""),
         "method": "NUTS",
         "priors": json.dumps({name: prior.as_dict() for name, prior in density.priors}),
+        "fixed": json.dumps(fixed),
         "failed": json.dumps(failed, ensure_ascii=False),
         "versions": json.dumps(_versions()),
         "device": f"{device.platform}: {device.device_kind}",

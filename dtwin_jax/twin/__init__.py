@@ -1,0 +1,1 @@
+"""Using a twin: forecasts, and how good they are."""

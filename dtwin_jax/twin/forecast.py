@@ -1,0 +1,128 @@
+"""What a calibrated twin expects: under a plan, over the observed period, and for patients not yet seen."""
+
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dtwin_jax.core.record import Cohort, Record, Series
+from dtwin_jax.inference.population import PopulationDensity
+from dtwin_jax.inference.predictive import evaluate, new_patients, theta_of
+from dtwin_jax.inference.result import cohort_of, constant_data, density_from
+
+
+def forecast(f: Any, tree: Any, planned: Record, *, key: Any, samples: int = 1000) -> Any:
+    """Predictions for the patients of a calibration under a planned record.
+
+    Args:
+        f: the predictor or `Population` of the calibration.
+        tree: result of `calibrate`.
+        planned: stacked record of the same patients, in the same order: inputs, and times to predict at.
+            `scenario(cohort.record, ...)` makes one.
+        key: random key.
+        samples: posterior draws used, at most.
+
+    Returns:
+        `xarray.DataTree` with group `predictions`: `<channel>` with measurement error and
+        `<channel>_expected` without, (sample, patient, <channel>_point); `<channel>_time`; and group
+        `constant_data` with what was planned to be given.
+    """
+    density, base = density_from(f, tree)
+    ids = _check_patients(tree, planned)
+    values, _ = _sampled(tree, samples)
+    theta = theta_of(density, values, len(ids))
+    return _predictions(tree, density, base, ids, planned, theta, key)
+
+
+def forecast_new(f: Any, tree: Any, planned: Record, *, key: Any, samples: int = 500) -> Any:
+    """Predictions for new patients of a calibrated population, with the designs of `planned`.
+
+    Returns as `forecast`; patients of one draw share the population, each with random effects of its own.
+
+    Raises:
+        ValueError: `f` is not a population.
+    """
+    density, base = density_from(f, tree)
+    if not isinstance(density, PopulationDensity):
+        raise ValueError(f"{f.name} was calibrated patient by patient: new patients need a Population")
+    ids = _check_patients(tree, planned)
+    values, count = _sampled(tree, samples)
+    shared = {name: jnp.asarray(value) for name, value in values.items() if name not in density.individual}
+    if "correlation" in shared:
+        shared["correlation_factor"] = jnp.linalg.cholesky(shared.pop("correlation"))
+    keys = jax.random.split(jax.random.fold_in(key, 1), count)
+    record = jax.tree.map(jnp.asarray, planned)
+    drawn = {name: np.asarray(v) for name, v in new_patients(density, base, record, shared, keys).items()}
+    return _predictions(tree, density, base, ids, planned, theta_of(density, drawn, len(ids)), key)
+
+
+def observed_period(f: Any, tree: Any, *, points: int = 120) -> Record:
+    """The record of a calibration with `points` even times from each patient's start to its last measurement."""
+    cohort = cohort_of(f, tree)
+    start = np.asarray(cohort.record.t0)
+    last = np.max(
+        [np.where(s.mask, s.time, start[:, None]).max(axis=1) for s in cohort.record.observations.values()],
+        axis=0,
+    )
+    times = np.linspace(start, last, points, axis=-1)
+    return _at(cohort, Series(times))
+
+
+def observed_times(f: Any, tree: Any) -> Record:
+    """The record of a calibration, without its measurements: what to predict for a predictive check."""
+    return cohort_of(f, tree).record
+
+
+def _at(cohort: Cohort, series: Series) -> Record:
+    record = cohort.record
+    return Record(record.inputs, dict.fromkeys(record.observations, series), record.known, record.t0)
+
+
+def _check_patients(tree: Any, planned: Record) -> list[str]:
+    ids = [str(patient) for patient in tree["observed_data"]["patient"].values]
+    found = np.shape(planned.t0)
+    if found != (len(ids),):
+        raise ValueError(
+            f"the plan is for {found[0] if found else 'one'} patient(s), the calibration had {len(ids)}: "
+            "plan with scenario(cohort.record, ...)"
+        )
+    return ids
+
+
+def _sampled(tree: Any, samples: int) -> tuple[dict[str, np.ndarray], int]:
+    """Posterior draws with one leading axis, evenly thinned."""
+    flat = {
+        str(name): variable.values.reshape(-1, *variable.shape[2:])
+        for name, variable in tree["posterior"].data_vars.items()
+    }
+    total = len(next(iter(flat.values())))
+    chosen = np.unique(np.linspace(0, total - 1, min(samples, total)).astype(int))
+    return {name: array[chosen] for name, array in flat.items()}, len(chosen)
+
+
+def _predictions(
+    tree: Any, density: Any, base: Any, ids: list[str], planned: Record, theta: np.ndarray, key: Any
+) -> Any:
+    import xarray as xr
+
+    record = jax.tree.map(jnp.asarray, planned)
+    _, expected, drawn = evaluate(density, base, record, theta, key)
+    outputs = density.predictor.schema().outputs if hasattr(density.predictor, "schema") else {}
+    variables: dict[str, Any] = {}
+    for name in expected:
+        dims = ("sample", "patient", f"{name}_point")
+        note = {"units": outputs[name].unit, "doc": outputs[name].doc} if name in outputs else {}
+        variables[name] = (dims, drawn[name], note)
+        variables[f"{name}_expected"] = (dims, expected[name], note)
+        variables[f"{name}_time"] = (dims[1:], np.asarray(planned.observations[name].time))
+    predictions = xr.Dataset(variables, {"patient": ids, "sample": np.arange(theta.shape[0])})
+    made = xr.DataTree.from_dict({"predictions": predictions, "constant_data": constant_data(planned, ids)})
+    failed = ~np.all([np.all(np.isfinite(value), axis=(0, 2)) for value in expected.values()], axis=0)
+    made.attrs = {
+        "name": tree.attrs["name"],
+        "time_unit": tree.attrs["time_unit"],
+        "failed": json.dumps([patient for patient, lost in zip(ids, failed, strict=True) if lost]),
+    }
+    return made
