@@ -21,7 +21,7 @@ demo: .venv/installed ## Calibrate a twin to shipped data and write a report
 	$(BIN)/dtwin demo
 
 test: .venv/installed ## Run the tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 lint: .venv/lint ## Check style, format and types
 	$(BIN)/ruff check .
