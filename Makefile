@@ -12,7 +12,7 @@ PYTHON := $(shell for p in python3.12 python3.11 python3; do \
 	if $$p -c '$(USABLE)' >/dev/null 2>&1; then echo $$p; break; fi; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint types bench clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 8
@@ -23,9 +23,11 @@ demo: .venv/installed ## Calibrate a twin to shipped data and write a report
 test: .venv/installed ## Run the tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
-lint: .venv/lint ## Check style, format and types
+lint: .venv/lint ## Check style and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: .venv/lint ## Check types
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: .venv/installed ## Compare run times with other packages
