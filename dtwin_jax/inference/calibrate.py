@@ -25,10 +25,6 @@ from dtwin_jax.inference.population import Population, density_of
 from dtwin_jax.inference.predictive import constrained, evaluate, prior_draws, theta_of
 from dtwin_jax.inference.result import Posterior, assemble
 
-# Patients that are sampled side by side when they are independent: enough to fill the vector units,
-# few enough that a finished group is soon on disk and the slowest trajectory holds few others up.
-GROUP = 16
-
 
 def calibrate(
     f: Any,
@@ -144,7 +140,7 @@ class Run:
     def patients(self, progress: bool) -> tuple[dict, dict]:
         """Draws and statistics, leading axes (chain, draw, patient)."""
         ids = self.cohort.ids
-        size = min(GROUP, len(ids))
+        size = min(self.method.group, len(ids))
         groups = [list(range(i, min(i + size, len(ids)))) for i in range(0, len(ids), size)]
         parts = []
         with _bar(self._blocks() * len(groups), progress) as bar:

@@ -29,6 +29,8 @@ class Nuts:
         dense: adapt a full mass matrix; better for a few correlated parameters.
         candidates: prior draws of which the likeliest starts a chain.
         block: iterations between two reports of progress, and between two checkpoints.
+        group: independent patients sampled side by side. Enough to fill the vector units, few enough that a
+            finished group is soon on disk and the slowest trajectory holds few others up.
     """
 
     chains: int = 4
@@ -39,6 +41,7 @@ class Nuts:
     dense: bool = False
     candidates: int = 64
     block: int = 50
+    group: int = 16
 
 
 def potential_energy(density: Any, data: tuple, z: dict[str, Any]) -> Any:
