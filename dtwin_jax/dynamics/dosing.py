@@ -9,10 +9,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from dtwin_jax.core.quantity import replace_fields
 from dtwin_jax.core.signal import AbstractSignal, Doses, Sampled
-from dtwin_jax.core.types import Scalar, Vector
+from dtwin_jax.core.types import AnyArray, Scalar
 
 
 class Pieces(eqx.Module):
@@ -25,8 +26,8 @@ class Pieces(eqx.Module):
         amount: (events + 1,) inputs by piece, the bolus amount given at the end of the piece.
     """
 
-    event: Vector
-    bounds: Vector
+    event: Float[AnyArray, " events"]
+    bounds: Float[AnyArray, " bounds"]
     held: Any
     amount: Any
 

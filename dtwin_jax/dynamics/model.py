@@ -16,6 +16,8 @@ from dtwin_jax.dynamics.simulate import solve
 from dtwin_jax.dynamics.solver import Solver
 from dtwin_jax.dynamics.vector import packing
 
+_SOLVER = Solver()
+
 
 @dataclass(frozen=True)
 class Model:
@@ -26,7 +28,8 @@ class Model:
         params: () -> P, parameters with their defaults: usually the class itself.
         inputs: () -> U, inputs with their neutral values: nothing given.
         init: (p) -> X, the state at the start of a record.
-        drift: (t, x, u, p) -> X, the rate of change. `u` holds plain numbers. Affine in `u` if doses go there.
+        drift: (t, x, u, p) -> X, the rate of change. `u` holds plain numbers; affine in those that take
+            doses.
         observe: (t, x, p) -> Y, what can be measured.
         noise: (y, p) -> {output: NumPyro distribution}, how it is measured.
         diffusion: (t, x, u, p) -> X, makes the model an Itô SDE with independent noise on each state.
@@ -49,7 +52,7 @@ class Model:
     dosing: Callable[[Any, Any], Any] | None = None
     flow: Callable[[Any, Any, Any, Any], Any] | None = None
     time: str = "h"
-    solver: Solver = Solver()
+    solver: Solver = _SOLVER
     source: str = ""
 
     def predict(self, p: Any, record: Record) -> dict[str, Any]:
@@ -60,8 +63,12 @@ class Model:
                 "the ODE with dataclasses.replace(model, diffusion=None)"
             )
         expected = expect(self, p, record)
-        predicted = self.noise(expected, p)
-        return {name: predicted[name] for name in record.observations}
+        # A failed row must not reach the noise's arithmetic: 0 times its NaN would enter the gradient of a
+        # parameter that all rows share. It is told by NaN in the distribution, put in afterwards.
+        solved = {name: jnp.isfinite(getattr(expected, name)) for name in record.observations}
+        safe = {name: jnp.where(ok, getattr(expected, name), 1.0) for name, ok in solved.items()}
+        predicted = self.noise(replace_fields(expected, safe), p)
+        return {name: _marked(predicted[name], ok) for name, ok in solved.items()}
 
     def schema(self) -> Schema:
         """Names, units and ranges of inputs, outputs and parameters."""
@@ -88,7 +95,7 @@ def expect(model: Model, p: Any, record: Record) -> Any:
     return replace_fields(output, parts | empty)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _schema(model: Model) -> Schema:
     p = model.params()
     output = eqx.filter_eval_shape(lambda: model.observe(jnp.asarray(0.0), model.init(p), p))

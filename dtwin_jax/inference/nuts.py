@@ -12,8 +12,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from dtwin_jax.inference.density import standard_promotion
+
+
+_CLIMB_STEPS, _CLIMB_RATE = 100, 0.05
 
 
 @dataclass(frozen=True)
@@ -52,9 +56,11 @@ def potential_energy(density: Any, data: tuple, z: dict[str, Any]) -> Any:
 
 
 def starting_points(density: Any, data: tuple, keys: Any, count: int) -> dict[str, Any]:
-    """For each key, the likeliest of `count` prior draws: unbounded, leading axis (lane,).
+    """For each key, a likely point: unbounded, leading axis (lane,).
 
-    Starts spread like the prior but out of its far tails, where a solve may fail or a mode be false.
+    The likeliest of `count` prior draws, so that no chain starts in a far tail where solves fail; for one
+    patient's few parameters, the end of a short climb from the best of them. Every key has draws of its
+    own, so chains that end in different modes still tell of them.
     """
     from numpyro import handlers
     from numpyro.infer.util import unconstrain_fn
@@ -71,10 +77,29 @@ def starting_points(density: Any, data: tuple, keys: Any, count: int) -> dict[st
     def best(key):
         z = jax.vmap(draw)(jax.random.split(key, count))
         energy = jax.lax.map(lambda one: potential_energy(density, data, one), z, batch_size=16)
-        chosen = jnp.argmin(jnp.where(jnp.isfinite(energy), energy, jnp.inf))
-        return jax.tree.map(lambda leaf: leaf[chosen], z)
+        order = jnp.argsort(jnp.where(jnp.isfinite(energy), energy, jnp.inf))
+        few = jax.tree.map(lambda leaf: leaf[order[: density.climbers]], z)
+        return (
+            _climbed(density, data, few) if density.climbers > 1 else jax.tree.map(lambda leaf: leaf[0], few)
+        )
 
     return jax.vmap(best)(keys)
+
+
+def _climbed(density: Any, data: tuple, z: dict[str, Any]) -> dict[str, Any]:
+    """The best end of short climbs from several points: a likely draw may still belong to a false mode."""
+    optimiser = optax.adam(_CLIMB_RATE)
+    slope = jax.vmap(jax.grad(lambda one: potential_energy(density, data, one)))
+
+    def step(carry, _):
+        z, memory = carry
+        moved, memory = optimiser.update(jax.tree.map(jnp.nan_to_num, slope(z)), memory, z)
+        return (optax.apply_updates(z, moved), memory), None
+
+    (ends, _), _ = jax.lax.scan(step, (z, optimiser.init(z)), None, length=_CLIMB_STEPS)
+    energy = jax.vmap(lambda one: potential_energy(density, data, one))(ends)
+    chosen = jnp.argmin(jnp.where(jnp.isfinite(energy), energy, jnp.inf))
+    return jax.tree.map(lambda leaf: leaf[chosen], ends)
 
 
 def _kernel(density: Any, method: Nuts) -> tuple[Callable, Callable]:
@@ -101,7 +126,7 @@ def _kernel(density: Any, method: Nuts) -> tuple[Callable, Callable]:
 def first_state(density: Any, method: Nuts, data: tuple, keys: Any) -> Any:
     """Sampler states of all lanes before the first iteration; `keys` has a lane axis."""
     start, _ = _kernel(density, method)
-    keys = jax.vmap(lambda key: jax.random.split(key))(keys)
+    keys = jax.vmap(jax.random.split)(keys)
     z = starting_points(density, data, keys[:, 0], method.candidates)
     raw = jax.vmap(jax.random.key_data)(keys[:, 1])
     return jax.vmap(lambda one, key: start(data, one, key))(z, raw)

@@ -110,6 +110,8 @@ class PopulationDensity:
 
     # Sites that serve the sampler, and say nothing to a reader beside what is derived from them.
     latent: ClassVar[tuple[str, ...]] = ("individual", "eta", "correlation_factor")
+    # A climb would run into the spike where all patients are equal and omega is 0.
+    climbers: ClassVar[int] = 1
 
     @property
     def predictor(self) -> Predictor:
@@ -223,6 +225,7 @@ class PatientDensity:
     priors: tuple[tuple[str, Prior], ...]
 
     latent: ClassVar[tuple[str, ...]] = ()
+    climbers: ClassVar[int] = 8
 
     @property
     def individual(self) -> tuple[str, ...]:
