@@ -95,6 +95,16 @@ def expect(model: Model, p: Any, record: Record) -> Any:
     return replace_fields(output, parts | empty)
 
 
+def _marked(predicted: Any, solved: Any) -> Any:
+    """The distribution with NaN at the rows that were not solved."""
+
+    def mark(leaf: Any) -> Any:
+        fits = jnp.shape(leaf) == solved.shape and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+        return jnp.where(solved, leaf, jnp.nan) if fits else leaf
+
+    return jax.tree.map(mark, predicted)
+
+
 @functools.cache
 def _schema(model: Model) -> Schema:
     p = model.params()
