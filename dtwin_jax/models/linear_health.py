@@ -38,7 +38,8 @@ class Params(eqx.Module):
     beta_G: Scalar = param(0.0, "/a", normal(0.0, 0.5), source=_HERE, doc="effect of genetics")
     gamma: Scalar = param(0.1, "/a", normal(0.0, 0.5), source=_HERE, doc="effect of treatment")
     H0: Scalar = param(0.0, "1", normal(0.0, 1.0), source=_HERE, doc="H at the start")
-    sigma: Scalar = param(0.1, "a-0.5", source=_HERE, doc="diffusion, SDE only")
+    # The square of the paper's sigma: no unit of UCUM is a half power.
+    sigma2: Scalar = param(0.01, "/a", source=_HERE, doc="variance that noise adds a year, SDE only")
     sd: Scalar = param(0.1, "1", lognormal(0.1, log_sd=1.0), source=_HERE, doc="additive error")
 
 
@@ -88,7 +89,7 @@ def flow(dt: Scalar, x: State, u: Inputs, p: Params) -> State:
 
 def diffusion(t: Scalar, x: State, u: Inputs, p: Params) -> State:
     """Constant diffusion: an Ornstein-Uhlenbeck process."""
-    return State(H=p.sigma)
+    return State(H=jnp.sqrt(p.sigma2))
 
 
 def observe(t: Scalar, x: State, p: Params) -> Outputs:
