@@ -14,6 +14,7 @@ _HOME = {
     "core.types": ("Scalar", "Vector"),
     "core.record": ("Cohort", "Record", "Series", "buckets", "scenario", "stack"),
     "core.predictor": ("Predictor", "log_likelihood"),
+    "dynamics.check": ("check_model",),
     "dynamics.model": ("Model",),
     "dynamics.linear": ("LinearFlow",),
     "dynamics.simulate": ("Trajectory", "simulate"),
