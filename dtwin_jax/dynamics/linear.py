@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.vector import packing
 
-# Below this |z| the Taylor series of phi1 to z^8 is exact to rounding; above, expm1(z)/z and its derivative are.
+# Below this |z| the Taylor series of phi1 to z^8 is exact to rounding; above, expm1(z)/z is, as is its
+# derivative.
 _SERIES_BELOW = 0.05
 _SERIES = (1.0, 1 / 2, 1 / 6, 1 / 24, 1 / 120, 1 / 720, 1 / 5040, 1 / 40320, 1 / 362880)
 
@@ -31,7 +32,10 @@ def phi1(z: Any) -> Any:
 
 
 def filling(rate: Any, dt: Any) -> Any:
-    """Integral of `exp(-rate s)` over `dt`: what a unit inflow leaves in a compartment that empties at `rate`."""
+    """What a unit inflow over `dt` leaves in a compartment that empties at `rate`.
+
+    The integral of `exp(-rate s)` from 0 to `dt`.
+    """
     return dt * phi1(-rate * dt)
 
 
