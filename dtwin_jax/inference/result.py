@@ -278,23 +278,35 @@ def load(path: str | Path, predictor: Any = None) -> tuple[Any, Any]:
     Raises:
         ResultError: not a whole result, or its predictor cannot be imported.
     """
-    import xarray as xr
-
     path = Path(path)
-    if not path.is_file():
-        raise ResultError(f"{path}: no such file; expected a result written by dtwin calibrate")
-    try:
-        with xr.open_datatree(path, engine="h5netcdf") as opened:
-            tree = opened.load()
-    except (OSError, ValueError, KeyError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ResultError(f"{path}: not a readable result, perhaps cut short ({reason})") from None
+    tree = read_tree(path, "a result of dtwin calibrate")
     if tree.attrs.get("schema") != SCHEMA:
         raise ResultError(f"{path}: found schema {tree.attrs.get('schema')!r}, expected {SCHEMA}")
     if predictor is None:
         predictor = _import(path, tree.attrs["predictor"])
     described = tree.attrs["population"]
     return (_population_from_dict(predictor, json.loads(described)) if described else predictor), tree
+
+
+def read_tree(path: str | Path, kind: str) -> Any:
+    """The groups of a NetCDF file, in memory.
+
+    Raises:
+        ResultError: no such file, or not a whole one; `kind` says what it should be.
+    """
+    import xarray as xr
+
+    path = Path(path)
+    if not path.is_file():
+        raise ResultError(f"{path}: no such file, expected {kind}")
+    try:
+        with xr.open_datatree(path, engine="h5netcdf") as opened:
+            return opened.load()
+    except (OSError, ValueError, KeyError, RuntimeError, EOFError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ResultError(
+            f"{path}: found no whole NetCDF file, perhaps cut short ({reason}), expected {kind}"
+        ) from None
 
 
 def _import(path: Path, where: str) -> Any:

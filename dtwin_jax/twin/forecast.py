@@ -10,7 +10,7 @@ import numpy as np
 from dtwin_jax.core.record import Cohort, Record, Series
 from dtwin_jax.inference.population import PopulationDensity
 from dtwin_jax.inference.predictive import evaluate, new_patients, theta_of
-from dtwin_jax.inference.result import cohort_of, constant_data, density_from
+from dtwin_jax.inference.result import ResultError, cohort_of, constant_data, density_from, read_tree
 
 
 def forecast(f: Any, tree: Any, planned: Record, *, key: Any, samples: int = 1000) -> Any:
@@ -56,6 +56,18 @@ def forecast_new(f: Any, tree: Any, planned: Record, *, key: Any, samples: int =
     record = jax.tree.map(jnp.asarray, planned)
     drawn = {name: np.asarray(v) for name, v in new_patients(density, base, record, shared, keys).items()}
     return _predictions(tree, density, base, ids, planned, theta_of(density, drawn, len(ids)), key)
+
+
+def load_forecast(path: Any) -> Any:
+    """A forecast that `save` wrote.
+
+    Raises:
+        ResultError: not a whole forecast.
+    """
+    tree = read_tree(path, "a forecast of dtwin forecast")
+    if "predictions" not in tree.children or "name" not in tree.attrs:
+        raise ResultError(f"{path}: found no predictions, expected a forecast of dtwin forecast")
+    return tree
 
 
 def observed_period(f: Any, tree: Any, *, points: int = 120) -> Record:
