@@ -1,0 +1,153 @@
+"""Job files: which model, whose data, what is believed beforehand, and what to do with it."""
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, create_model
+
+from dtwin_jax.inference.nuts import Nuts
+from dtwin_jax.jobs.checks import job_faults, model_of
+from dtwin_jax.jobs.document import Document, Section, read_document, validate
+from dtwin_jax.jobs.plan import Plan, plan_faults
+from dtwin_jax.jobs.values import MeasureValue, PriorOrNumber, PriorValue
+
+
+class DataSection(Section):
+    """The table of patients; all but the last three as `read_table` takes them.
+
+    Attributes:
+        file: relative to the job file.
+        form: `"long"` or `"wide"`, where the header does not say.
+        rename: name in the file -> name in the model.
+        ignore: columns, or names in one, to leave out.
+        units: column or name -> unit, where the file states none.
+        covariates: name -> unit in the file.
+        inputs: NONMEM compartment -> input, or input -> `"steps"` or `"sampled"`.
+        patients: only these; all by default.
+        start: written `from`. Output -> time before which its measurements are not used.
+        until: output -> time after which its measurements are not used.
+    """
+
+    file: str
+    form: Literal["long", "wide"] | None = None
+    rename: dict[str, str] = Field(default_factory=dict)
+    ignore: list[str] = Field(default_factory=list)
+    units: dict[str, str] = Field(default_factory=dict)
+    covariates: dict[str, str] = Field(default_factory=dict)
+    inputs: dict[str, str] = Field(default_factory=dict)
+    patients: list[str] = Field(default_factory=list)
+    start: dict[str, MeasureValue] = Field(default_factory=dict, alias="from")
+    until: dict[str, MeasureValue] = Field(default_factory=dict)
+
+
+class CovariateSection(Section):
+    """The effect of a covariate, as `Covariate` has it; `unit` by default that of the data."""
+
+    parameter: str
+    name: str
+    unit: str = ""
+    reference: float
+    coefficient: PriorOrNumber
+    power: bool = True
+
+
+class PopulationSection(Section):
+    """What varies between patients, as `Population` has it."""
+
+    vary: list[str] | dict[str, PriorValue]
+    covariates: list[CovariateSection] = Field(default_factory=list)
+    correlation: float | None = Field(None, gt=0)
+    centred: bool | None = None
+
+
+class ForecastSection(Plan):
+    """A plan, and the file of its forecast, relative to the folder of the result."""
+
+    file: str | None = None
+
+
+class ReportSection(Section):
+    """The report's file, relative to the folder of the result, and its title."""
+
+    file: str | None = None
+    title: str | None = None
+
+
+def _sampler_section() -> type[Section]:
+    """The settings of `Nuts`, with its defaults; whole numbers from 1, shares between 0 and 1."""
+    limits: dict[Any, Any] = {int: {"ge": 1}, float: {"gt": 0, "lt": 1}, bool: {}}
+    fields: dict[str, Any] = {
+        field.name: (field.type, Field(field.default, **limits.get(field.type, {})))
+        for field in dataclasses.fields(Nuts)
+    }
+    return create_model("SamplerSection", __base__=Section, **fields)
+
+
+SamplerSection = _sampler_section()
+
+
+class JobFile(Section):
+    """A job file as it is written; absent `population`: every patient is calibrated alone."""
+
+    model: str
+    seed: int = Field(0, ge=0, lt=2**63)
+    output: str | None = None
+    data: DataSection
+    priors: dict[str, PriorOrNumber] = Field(default_factory=dict)
+    population: PopulationSection | None = None
+    sampler: SamplerSection = SamplerSection()  # pyright: ignore[reportInvalidTypeForm]
+    forecast: ForecastSection | None = None
+    report: ReportSection | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job file that was found to be right.
+
+    Attributes:
+        document: the file, for messages.
+        spec: what it says.
+        predictor: the model that it names.
+    """
+
+    document: Document
+    spec: JobFile
+    predictor: Any
+
+    def path(self, name: str) -> Path:
+        """A path of the file, which is relative to the file."""
+        return self.document.folder / name
+
+    @property
+    def result(self) -> Path:
+        """Where the result goes: `output`, by default beside the job."""
+        return self.path(self.spec.output or f"{Path(self.document.file).stem}.nc")
+
+    @property
+    def method(self) -> Nuts:
+        """The sampler."""
+        return Nuts(**self.spec.sampler.model_dump())
+
+
+def read_job(path: str | os.PathLike[str]) -> Job:
+    """A job file, checked as far as can be without reading the data.
+
+    Raises:
+        JobError: all that is wrong with it, one line each, with line number and key.
+    """
+    document = read_document(path)
+    spec, faults = validate(JobFile, document)
+    predictor, unfound = model_of(document)
+    faults += unfound + job_faults(document, predictor)
+    if "forecast" in document.data and spec is None and isinstance(document.data["forecast"], dict):
+        plan, _ = validate(ForecastSection, document, ("forecast",))
+    else:
+        plan = None if spec is None else spec.forecast
+    if plan is not None and predictor is not None:
+        faults += plan_faults(plan, predictor.schema(), ("forecast",))
+    if faults or spec is None:
+        raise document.error(faults)
+    return Job(document, spec, predictor)
