@@ -1,0 +1,121 @@
+"""The commands, and how their mistakes are told."""
+
+import io
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from dtwin_jax.cli import calibrating, looking, predicting
+from dtwin_jax.cli.terminal import fail, say, warn
+
+FINE, FAILED, BAD_INPUT, DOUBTFUL, INTERRUPTED = 0, 1, 2, 3, 130
+
+_ABOUT = """Digital twins of patients: models, calibration to data, forecasts, reports.
+
+\b
+Start with       dtwin demo
+then look at     dtwin models, dtwin calibrate --help
+
+\b
+Exit codes: 0 fine; 1 unexpected failure; 2 bad input, named on standard error;
+3 convergence warnings, with --strict only; 130 interrupted.
+DTWIN_DEBUG=1 shows tracebacks. Compiled programs are kept in JAX_COMPILATION_CACHE_DIR
+(by default in ~/.cache/dtwin_jax). Computation is in float64 (JAX_ENABLE_X64=0 for float32).
+"""
+
+app = typer.Typer(
+    name="dtwin",
+    help=_ABOUT,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (
+    calibrating.demo,
+    calibrating.calibrate,
+    predicting.forecast,
+    predicting.simulate,
+    looking.models,
+    looking.report,
+):
+    app.command(command.__name__)(command)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    """Answer what needs no command."""
+    if version:
+        from importlib.metadata import version as version_of
+
+        typer.echo(f"dtwin_jax {version_of('dtwin-jax')}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+# The class of all complaints about arguments has no public name.
+_Usage: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+
+def call(arguments: Sequence[str]) -> int:
+    """Run a command and return its exit code; every failure is told on standard error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # an id may have letters that the terminal has not
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            return _code(app(list(arguments), prog_name="dtwin", standalone_mode=False))
+        except KeyboardInterrupt as interrupt:
+            say()
+            fail(str(interrupt) or "interrupted")
+            return INTERRUPTED
+        except (BrokenPipeError, typer.Abort):
+            # Whoever read the output has gone.
+            sys.stdout = open(os.devnull, "w")
+            return FAILED
+        except _Usage as error:
+            where = getattr(error, "ctx", None)
+            fail(f"{error.format_message()} See '{where.command_path if where else 'dtwin'} --help'.")
+            return BAD_INPUT
+        except Exception as error:
+            return _tell(error)
+
+
+def _code(returned: Any) -> int:
+    return returned if isinstance(returned, int) else FINE
+
+
+def _tell(error: Exception) -> int:
+    if os.environ.get("DTWIN_DEBUG"):
+        traceback.print_exception(error)
+    if isinstance(error, _bad_inputs()):
+        fail(str(error))
+        return BAD_INPUT
+    text = " ".join(str(error).split())
+    fail(f"{type(error).__name__}: {text[:500]} (DTWIN_DEBUG=1 shows where)")
+    return FAILED
+
+
+def _bad_inputs() -> tuple[type[Exception], ...]:
+    """Errors that are the caller's, of the modules that were loaded."""
+    homes = {
+        "dtwin_jax.jobs.document": "JobError",
+        "dtwin_jax.io.rows": "TableError",
+        "dtwin_jax.inference.result": "ResultError",
+        "dtwin_jax.core.units": "UnitError",
+    }
+    return tuple(getattr(sys.modules[home], name) for home, name in homes.items() if home in sys.modules)
+
+
+def _show_warning(message: Any, category: Any, filename: str, lineno: int, *_: Any) -> None:
+    text = " ".join(str(message).split())
+    warn(text if len(text) <= 200 else text[:197] + "...")

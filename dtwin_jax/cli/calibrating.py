@@ -1,0 +1,146 @@
+"""`dtwin demo` and `dtwin calibrate`."""
+
+import re
+import time
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dtwin_jax.cli.terminal import say, seconds
+
+_QUICK = {"warmup": 400, "draws": 400}
+
+
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("demo-output"),
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer draws: enough to see, not to use.")] = False,
+) -> None:
+    """Calibrate, forecast and report on shipped data.
+
+    Twelve people after one dose of theophylline each: their twins, a plan of repeated doses, one page.
+
+    \b
+    Example: dtwin demo --output demo-output
+    The folder then holds the data, the job file, the result, the forecast and the report.
+
+    \b
+    Exit codes: 0 fine; 1 unexpected failure; 2 bad arguments; 130 interrupted (run it again to go on).
+    """
+    began = time.perf_counter()
+    job_file = _unpack(output, quick)
+    tree = _run(job_file, None, fresh=False, again=f"dtwin demo --output {output}" + " --quick" * quick)
+    say(f"All in {seconds(time.perf_counter() - began)}, in {tree.attrs['dtype']}.")
+    page = output / "theoph.html"
+    say()
+    say(f"Open the report in a browser:    {page.resolve().as_uri()}")
+    say("What to try next:")
+    say("  dtwin models one_compartment                     the model, its parameters and their sources")
+    say(
+        f"  dtwin forecast {output / 'theoph.nc'} --until 96h --every 1h --dose oral=300mg@0,every=8h,count=9"
+    )
+    say(f"  dtwin calibrate {job_file}      after a change of the job file")
+
+
+def _unpack(folder: Path, quick: bool) -> Path:
+    """The shipped job and its data, in `folder`; a job file that was changed there is not touched."""
+    from dtwin_jax.cli.steps import check_output
+    from dtwin_jax.jobs.document import JobError
+
+    shipped = resources.files("dtwin_jax") / "data"
+    job, table = folder / "theoph.toml", folder / "theoph.csv"
+    full = (shipped / "theoph.toml").read_text(encoding="utf-8")
+    short = full
+    for name, value in _QUICK.items():
+        short = re.sub(rf"(?m)^{name} = \d+$", f"{name} = {value}", short)
+    check_output(job)
+    data = (shipped / "theoph.csv").read_bytes()
+    for path, wanted in ((job, {full.encode(), short.encode()}), (table, {data})):
+        if path.exists() and (not path.is_file() or path.read_bytes() not in wanted):
+            raise JobError(f"{path}: found a file that is not the demo's; pass --output for another folder")
+    job.write_text(short if quick else full, encoding="utf-8")
+    table.write_bytes(data)
+    return job
+
+
+def calibrate(
+    job: Annotated[Path, typer.Argument(help="Job file in TOML.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Result file, instead of the job's; forecast and report go beside it.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget what an interrupted run has left.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 on convergence warnings.")] = False,
+) -> int:
+    """Learn parameters from data, as a job file says.
+
+    The file is checked before any work. While sampling, draws are saved in RESULT.nc.partial: a run that
+    was interrupted goes on when started again. The result is written when it is whole.
+
+    \b
+    Example: dtwin calibrate study.toml
+
+    \b
+      model = "one_compartment"         # of `dtwin models`, or package.module:attribute
+      seed = 0
+      output = "study.nc"               # relative to this file; default: its name with .nc
+
+    \b
+      [data]
+      file = "study.csv"                # CSV or Parquet, relative to this file
+      form = "long"                     # or "wide"; told from the header if absent
+      rename = { Cp = "concentration" } # name in the file = name in the model
+      ignore = ["comment"]              # columns or names to leave out
+      units = { Cp = "ug/mL" }          # where the file states none
+      covariates = { weight = "kg" }    # of the patients, with their unit
+      inputs = { 1 = "oral" }           # NONMEM compartment; or input = "steps", "sampled"
+      patients = ["1", "2"]             # only these
+      from = { concentration = "1 h" }  # earlier ones are not used; `until` likewise
+
+    \b
+      [priors]                          # the others stay as the model has them
+      CL = { lognormal = { median = 3.0, log_sd = 1.0 } }   # or cv = 0.5; normal, halfnormal,
+      cv = 0.0                          # a number: known         beta, gamma, uniform
+
+    \b
+      [population]                      # absent: every patient alone
+      vary = ["CL", "V"]                # or { CL = { halfnormal = 0.5 } }
+      correlation = 2.0                 # LKJ prior; absent: independent
+      centred = true                    # absent: decided by the data
+      [[population.covariates]]
+      parameter = "CL"
+      name = "weight"
+      reference = 70.0
+      coefficient = { normal = [0.75, 0.5] }   # or a number
+      power = true                      # false: linear on the parameter's log or logit
+
+    \b
+      [sampler]                         # NUTS
+      chains = 4
+      warmup = 1000
+      draws = 1000
+      target_accept = 0.9
+
+    \b
+      [forecast]                        # a plan, see `dtwin forecast --help`
+      [report]
+      file = "study.html"
+      title = "Our study"
+
+    \b
+    Exit codes: 0 fine; 1 unexpected failure; 2 bad job or data; 3 finished with convergence
+    warnings (with --strict); 130 interrupted.
+    """
+    from dtwin_jax.cli.steps import complaints_of
+
+    again = " ".join(["dtwin calibrate", str(job), *([f"--output {output}"] if output else [])])
+    tree = _run(job, output, fresh=fresh, again=again)
+    return 3 if strict and complaints_of(tree) else 0
+
+
+def _run(job_file: Path, output: Path | None, *, fresh: bool, again: str) -> Any:
+    from dtwin_jax.cli.steps import run_job
+    from dtwin_jax.jobs.job import read_job
+
+    job = read_job(job_file)
+    return run_job(job, output or job.result, fresh=fresh, again=again)
