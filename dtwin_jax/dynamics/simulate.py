@@ -6,6 +6,7 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import lineax
 
 from dtwin_jax.core.types import Scalar, Vector
 from dtwin_jax.dynamics.dosing import Pieces, cut, has_samples, inputs_at, jump, piece_of
@@ -185,9 +186,13 @@ def _noisy_terms_of(model: Any, t0: Any, t1: Any, key: Any) -> Any:
         # One path for the whole solve: every piece reads its own part of it.
         span = jnp.where(t1 > t0, t1, t0 + 1.0)
         path = diffrax.VirtualBrownianTree(t0, span, model.solver.dt / 4, states.shape, key)
-        field = _vector_field(model.diffusion, model, inputs, held, p)
-        spread = diffrax.WeaklyDiagonalControlTerm(field, path)
-        return diffrax.MultiTerm(diffrax.ODETerm(_vector_field(model.drift, model, inputs, held, p)), spread)
+        drift = _vector_field(model.drift, model, inputs, held, p)
+        diffusion = _vector_field(model.diffusion, model, inputs, held, p)
+
+        def spread(t: Scalar, x: Vector, args: Any) -> lineax.AbstractLinearOperator:
+            return lineax.DiagonalLinearOperator(diffusion(t, x, args))
+
+        return diffrax.MultiTerm(diffrax.ODETerm(drift), diffrax.ControlTerm(spread, path))
 
     return terms
 
