@@ -3,6 +3,7 @@
 A pytree of scalars as solver state compiles and runs markedly slower than one stacked vector.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ def packing(example: Any) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
     """
     leaves, structure = jax.tree.flatten(example)
     shapes = [leaf.shape for leaf in leaves]
-    sizes = [int(jnp.prod(jnp.asarray(shape))) if shape else 1 for shape in shapes]
+    sizes = [math.prod(shape) for shape in shapes]
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     all_scalar = all(shape == () for shape in shapes)
 
