@@ -44,8 +44,10 @@ def passage(first: Any, second: Any, dt: Any) -> Any:
 
     The content of a second compartment per unit of flow out of a first one that held a unit dose.
     """
-    slow = jnp.minimum(first, second)
-    return dt * jnp.exp(-slow * dt) * phi1(-jnp.abs(first - second) * dt)
+    # The same smooth function in either order; with the slow rate outside it cannot overflow. A minimum
+    # and an absolute value have no derivative where the rates are equal.
+    slow, fast = jnp.where(first > second, second, first), jnp.where(first > second, first, second)
+    return dt * jnp.exp(-slow * dt) * phi1(-(fast - slow) * dt)
 
 
 @dataclass(frozen=True)
