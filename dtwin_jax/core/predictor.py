@@ -82,7 +82,7 @@ def likelihood_of(predicted: dict[str, Any], record: Record) -> dict[str, Any]:
 
 
 def central(d: Any) -> Any:
-    """What a distribution expects: its mean, or its median where that is the model's own value (log-normal)."""
+    """What a distribution expects: its mean, or the median of a log-normal, the model's own value."""
     import numpyro.distributions as dist
 
     return jnp.exp(d.loc) if isinstance(d, dist.LogNormal) else d.mean

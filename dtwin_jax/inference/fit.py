@@ -39,7 +39,7 @@ class Fit:
         names: of the estimated parameters, in the order of `covariance`.
         params: the model's parameters at the estimate, known ones filled in.
         estimate: name -> (patient,).
-        standard_error: name -> (patient,), by the delta method; NaN where the curvature is not that of a peak.
+        standard_error: name -> (patient,), by the delta method; NaN where the curvature is not a peak's.
         covariance: (patient, name, name) on the unbounded scales (log for positive parameters).
         log_posterior: (patient,) at the estimate, density on the unbounded scales.
         converged: (patient,) the optimiser met its tolerance from the start that won.

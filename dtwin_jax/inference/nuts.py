@@ -11,13 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import optax
 
 from dtwin_jax.inference.density import standard_promotion
-
-
-_CLIMB_STEPS, _CLIMB_RATE = 100, 0.05
+from dtwin_jax.inference.start import potential_energy, starting_points
 
 
 @dataclass(frozen=True)
@@ -48,60 +44,6 @@ class Nuts:
     group: int = 16
 
 
-def potential_energy(density: Any, data: tuple, z: dict[str, Any]) -> Any:
-    """Minus the log of the joint density at unbounded `z`."""
-    from numpyro.infer.util import potential_energy
-
-    return potential_energy(density, data, {}, z)
-
-
-def starting_points(density: Any, data: tuple, keys: Any, count: int) -> dict[str, Any]:
-    """For each key, a likely point: unbounded, leading axis (lane,).
-
-    The likeliest of `count` prior draws, so that no chain starts in a far tail where solves fail; for one
-    patient's few parameters, the end of a short climb from the best of them. Every key has draws of its
-    own, so chains that end in different modes still tell of them.
-    """
-    from numpyro import handlers
-    from numpyro.infer.util import unconstrain_fn
-
-    def draw(key):
-        trace = handlers.trace(handlers.seed(density, key)).get_trace(*data, likelihood=False)
-        values = {
-            name: site["value"]
-            for name, site in trace.items()
-            if site["type"] == "sample" and not site["is_observed"]
-        }
-        return unconstrain_fn(density, (*data, False), {}, values)
-
-    def best(key):
-        z = jax.vmap(draw)(jax.random.split(key, count))
-        energy = jax.lax.map(lambda one: potential_energy(density, data, one), z, batch_size=16)
-        order = jnp.argsort(jnp.where(jnp.isfinite(energy), energy, jnp.inf))
-        few = jax.tree.map(lambda leaf: leaf[order[: density.climbers]], z)
-        return (
-            _climbed(density, data, few) if density.climbers > 1 else jax.tree.map(lambda leaf: leaf[0], few)
-        )
-
-    return jax.vmap(best)(keys)
-
-
-def _climbed(density: Any, data: tuple, z: dict[str, Any]) -> dict[str, Any]:
-    """The best end of short climbs from several points: a likely draw may still belong to a false mode."""
-    optimiser = optax.adam(_CLIMB_RATE)
-    slope = jax.vmap(jax.grad(lambda one: potential_energy(density, data, one)))
-
-    def step(carry, _):
-        z, memory = carry
-        moved, memory = optimiser.update(jax.tree.map(jnp.nan_to_num, slope(z)), memory, z)
-        return (optax.apply_updates(z, moved), memory), None
-
-    (ends, _), _ = jax.lax.scan(step, (z, optimiser.init(z)), None, length=_CLIMB_STEPS)
-    energy = jax.vmap(lambda one: potential_energy(density, data, one))(ends)
-    chosen = jnp.argmin(jnp.where(jnp.isfinite(energy), energy, jnp.inf))
-    return jax.tree.map(lambda leaf: leaf[chosen], ends)
-
-
 def _kernel(density: Any, method: Nuts) -> tuple[Callable, Callable]:
     from numpyro.infer.hmc import hmc
 
@@ -125,11 +67,13 @@ def _kernel(density: Any, method: Nuts) -> tuple[Callable, Callable]:
 
 def first_state(density: Any, method: Nuts, data: tuple, keys: Any) -> Any:
     """Sampler states of all lanes before the first iteration; `keys` has a lane axis."""
+    from numpyro.infer.util import ParamInfo
+
     start, _ = _kernel(density, method)
     keys = jax.vmap(jax.random.split)(keys)
-    z = starting_points(density, data, keys[:, 0], method.candidates)
+    points = starting_points(density, data, keys[:, 0], method.candidates)
     raw = jax.vmap(jax.random.key_data)(keys[:, 1])
-    return jax.vmap(lambda one, key: start(data, one, key))(z, raw)
+    return jax.vmap(lambda point, key: start(data, ParamInfo(*point), key))(points, raw)
 
 
 def advance(density: Any, method: Nuts, data: tuple, state: Any) -> tuple[Any, tuple]:
@@ -160,7 +104,7 @@ def advance(density: Any, method: Nuts, data: tuple, state: Any) -> tuple[Any, t
 
 
 def _over_patients(function: Callable, patients: bool) -> Callable:
-    """`function(density, method, (base, record), lanes)`, with a patient axis outside the lanes if there is one."""
+    """`function(density, method, (base, record), lanes)`, with a patient axis outside if there is one."""
     if not patients:
         return function
 

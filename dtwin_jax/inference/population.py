@@ -111,7 +111,7 @@ class PopulationDensity:
     # Sites that serve the sampler, and say nothing to a reader beside what is derived from them.
     latent: ClassVar[tuple[str, ...]] = ("individual", "eta", "correlation_factor")
     # A climb would run into the spike where all patients are equal and omega is 0.
-    climbers: ClassVar[int] = 1
+    climb: ClassVar[int] = 0
 
     @property
     def predictor(self) -> Predictor:
@@ -225,7 +225,7 @@ class PatientDensity:
     priors: tuple[tuple[str, Prior], ...]
 
     latent: ClassVar[tuple[str, ...]] = ()
-    climbers: ClassVar[int] = 8
+    climb: ClassVar[int] = 100
 
     @property
     def individual(self) -> tuple[str, ...]:

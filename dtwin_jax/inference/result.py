@@ -56,7 +56,7 @@ def assemble(f: Any, density: Any, base: Any, cohort: Cohort, posterior: Posteri
     scale = {"chain": np.arange(chains), "draw": np.arange(draws), "patient": ids}
     thinned = scale | {"draw": thin}
     if "correlation" in posterior.values:
-        scale |= dict.fromkeys(("effect", "effect_bis"), list(f.varying))
+        scale |= {axis: list(f.varying) for axis in ("effect", "effect_bis")}
 
     def points(arrays: dict[str, np.ndarray], suffix: str = "", keep: Any = slice(None)) -> dict[str, Any]:
         return {
@@ -217,7 +217,7 @@ def _versions() -> dict[str, str]:
 
 
 def import_path(f: Any) -> str:
-    """`"module:name"` under which a predictor can be imported again, or `""` if it is not a module's attribute."""
+    """`"module:name"` to import a predictor again by, or `""` if it is not an attribute of a module."""
     for function in vars(f).values():
         module = sys.modules.get(getattr(function, "__module__", None) or "")
         for name, value in vars(module).items() if module is not None else ():

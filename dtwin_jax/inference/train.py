@@ -43,7 +43,6 @@ def train(
     key: Any,
     params: Any = None,
     batch: int | None = None,
-    progress: bool = True,
 ) -> Trained:
     """Move the parameters that all patients share along the gradient of their likelihood.
 
@@ -59,7 +58,8 @@ def train(
         key: random key, for the choice of batches.
         params: where to start; the predictor's defaults if None.
         batch: patients a step, drawn at random; None takes all.
-        progress: show a bar with the loss on standard error, when that is a terminal.
+
+    A bar shows the loss on standard error, when that is a terminal.
 
     Raises:
         ValueError: data that `f` cannot use, or a batch larger than the cohort.
@@ -77,7 +77,7 @@ def train(
     state = (trained, optimiser.init(trained), trained, jnp.asarray(jnp.inf), key)
     history: list[np.ndarray] = []
     chunk = max(1, min(25, steps))
-    with tqdm(total=steps, desc="training", unit="step", disable=None if progress else True) as bar:
+    with tqdm(total=steps, desc="training", unit="step", disable=None) as bar:
         while (done := sum(len(part) for part in history)) < steps:
             state, loss = _run(task, min(chunk, steps - done), rest, record, state)
             history.append(np.asarray(loss))
