@@ -82,8 +82,8 @@ class Model:
 def expect(model: Model, p: Any, record: Record) -> Any:
     """The model's Outputs, each at the times of its own channel; channels without a series are empty."""
     channels = record.observations
-    times = jnp.concatenate([jnp.asarray(series.time, float) for series in channels.values()])
-    after = jnp.concatenate([jnp.asarray(series.after) for series in channels.values()])
+    times = jnp.concatenate([jnp.zeros(0), *(jnp.asarray(each.time, float) for each in channels.values())])
+    after = jnp.concatenate([jnp.zeros(0, bool), *(jnp.asarray(each.after) for each in channels.values())])
     states = solve(model, p, record.inputs, times, after, t0=record.t0).states
     _, unpack = packing(jax.eval_shape(model.init, p))
     output = jax.vmap(lambda t, x: model.observe(t, unpack(x), p))(times, states)

@@ -68,10 +68,14 @@ def simulate(
 
 def solve(model: Any, p: Any, inputs: Any, times: Any, after: Any, *, t0: Any, key: Any = None) -> Solution:
     """States of `model` at `times` (any order), by the exact flow if it has one, else by its solver."""
+    t0 = jnp.asarray(t0, dtype=float)
+    if not times.shape[0]:
+        # Diffrax refuses to save nothing.
+        start = solve(model, p, inputs, t0[None], jnp.zeros(1, bool), t0=t0, key=key)
+        return Solution(start.states[:0], start.outcome, start.steps)
     if model.dosing is not None:
         inputs = model.dosing(inputs, p)
-    t0 = jnp.asarray(t0, dtype=float)
-    t1 = jnp.maximum(jnp.max(times), t0) if times.shape[0] else t0
+    t1 = jnp.maximum(jnp.max(times), t0)
     if model.flow is not None and model.diffusion is None and not has_samples(inputs):
         return _solve_by_flow(model, p, inputs, cut(inputs, t0, t1), times, after)
     if model.diffusion is None:
