@@ -104,13 +104,13 @@ def advance(density: Any, method: Nuts, data: tuple, state: Any) -> tuple[Any, t
 
 
 def _over_patients(function: Callable, patients: bool) -> Callable:
-    """`function(density, method, (base, record), lanes)`, with a patient axis outside if there is one."""
+    """`function(density, method, (base, record, centring), lanes)`, over a patient axis if there is one."""
     if not patients:
         return function
 
     def mapped(density, method, data, lanes):
         one = lambda data, lanes: function(density, method, data, lanes)  # noqa: E731
-        return jax.vmap(one, in_axes=((None, 0), 0))(data, lanes)
+        return jax.vmap(one, in_axes=((None, 0, None), 0))(data, lanes)
 
     return mapped
 

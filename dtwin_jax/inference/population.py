@@ -64,7 +64,8 @@ class Population:
             independent effects.
         centred: whether random effects are sampled around the typical value (better where a patient's data
             alone pin the parameters down) or scaled from a standard normal (better for sparse data). None
-            lets `calibrate` decide: centred with at least two measurements a patient for each effect.
+            lets `calibrate` find the best mixture for each parameter from a short pilot run; correlated
+            effects are then scaled. The posterior is the same.
     """
 
     predictor: Predictor
@@ -123,12 +124,15 @@ class PopulationDensity:
         """Parameters that each patient has a value of."""
         return self.population.varying
 
-    def __call__(self, base: Any, record: Record, likelihood: bool = True) -> None:
+    def __call__(self, base: Any, record: Record, centring: Any = None, likelihood: bool = True) -> None:
         """Sample sites of typical values, scatter and effects; the likelihood of all patients as a factor.
 
         Args:
             base: parameters with the known ones filled in.
             record: of all patients, stacked.
+            centring: (effect,) between 0, effects scaled from a standard normal, and 1, sampled around the
+                typical value; 1 if None. It changes the sampler's coordinates only. For correlated effects
+                the population's own `centred` decides.
             likelihood: False for prior draws and deterministic sites only.
         """
         import numpyro
@@ -138,7 +142,7 @@ class PopulationDensity:
         shifts = self._shifts(record)
         varying = self.population.varying
         count = record.t0.shape[0]
-        individual = self._individual(typical, shifts, count)
+        individual = self._individual(typical, shifts, count, centring)
         columns = [
             individual[name] if name in varying else jnp.broadcast_to(typical[name], (count,))
             for name in names
@@ -172,7 +176,9 @@ class PopulationDensity:
             shifts[covariate.parameter] = shifts[covariate.parameter] + moved
         return shifts
 
-    def _individual(self, typical: dict[str, Any], shifts: dict[str, Any], count: int) -> dict[str, Any]:
+    def _individual(
+        self, typical: dict[str, Any], shifts: dict[str, Any], count: int, centring: Any
+    ) -> dict[str, Any]:
         import numpyro
         import numpyro.distributions as dist
 
@@ -184,22 +190,22 @@ class PopulationDensity:
         bijector = {name: dist.biject_to(prior[name].distribution().support) for name in scales}
         centre = {name: bijector[name].inv(typical[name]) + shifts[name] for name in scales}
         mean = jnp.stack([jnp.broadcast_to(centre[name], (count,)) for name in scales], axis=-1)
-        unbounded = self._unbounded(mean, jnp.stack(list(scales.values())))
+        scale = jnp.stack(list(scales.values()))
+        if self.population.correlation is None:
+            unbounded = _scattered(mean, scale, jnp.ones_like(scale) if centring is None else centring)
+        else:
+            unbounded = self._correlated(mean, scale)
         return {
             name: numpyro.deterministic(name, bijector[name](unbounded[:, i]))
             for i, name in enumerate(scales)
         }
 
-    def _unbounded(self, mean: Any, scale: Any) -> Any:
+    def _correlated(self, mean: Any, scale: Any) -> Any:
         """Individual parameters on their unbounded scales, (patient, effect)."""
         import numpyro
         import numpyro.distributions as dist
 
         population = self.population
-        if population.correlation is None:
-            if population.centred:
-                return numpyro.sample("individual", dist.Normal(mean, scale[None, :]).to_event(2))
-            return mean + scale[None, :] * numpyro.sample("eta", _standard(mean.shape))
         factor = numpyro.sample(
             "correlation_factor", dist.LKJCholesky(scale.shape[0], concentration=population.correlation)
         )
@@ -209,6 +215,22 @@ class PopulationDensity:
             scatter = dist.MultivariateNormal(mean, scale_tril=root[None])
             return numpyro.sample("individual", scatter.to_event(1))
         return mean + numpyro.sample("eta", _standard(mean.shape)) @ root.T
+
+
+def _scattered(mean: Any, scale: Any, centring: Any) -> Any:
+    """Independent effects about `mean` (patient, effect), in partly centred coordinates.
+
+    Source: Papaspiliopoulos, Roberts & Sköld 2007, doi 10.1214/088342307000000014.
+    """
+    import numpyro
+    import numpyro.distributions as dist
+
+    held = centring[None, :] * mean
+    spread = scale**centring
+    partly = numpyro.sample(
+        "individual", dist.Normal(held, jnp.broadcast_to(spread[None, :], held.shape)).to_event(2)
+    )
+    return mean + (scale / spread)[None, :] * (partly - held)
 
 
 def _standard(shape: tuple[int, ...]) -> Any:
@@ -232,8 +254,8 @@ class PatientDensity:
         """Parameters that each patient has a value of: all."""
         return tuple(name for name, _ in self.priors)
 
-    def __call__(self, base: Any, record: Record, likelihood: bool = True) -> None:
-        """Sample sites of the parameters; the likelihood as a factor."""
+    def __call__(self, base: Any, record: Record, centring: None = None, likelihood: bool = True) -> None:
+        """Sample sites of the parameters; the likelihood as a factor. There are no effects to centre."""
         import numpyro
 
         names = tuple(name for name, _ in self.priors)
@@ -243,6 +265,25 @@ class PatientDensity:
             numpyro.factor(
                 "log_likelihood", patient_log_likelihood(self.predictor, names, base, theta, record)
             )
+
+
+def best_centring(density: PopulationDensity, values: dict[str, Any]) -> Any:
+    """How much to centre each effect, from draws (chain, draw[, patient]) of a pilot run.
+
+    The share of an effect's variance that the patient's own data resolve: with `v` the posterior variance
+    of a patient's parameter and `omega^2` that between patients, `1 - v / omega^2`.
+
+    Returns:
+        (effect,) between 0 and 1.
+    """
+    import numpyro.distributions as dist
+
+    priors, shares = dict(density.priors), []
+    for name in density.individual:
+        unbounded = dist.biject_to(priors[name].distribution().support).inv(jnp.asarray(values[name]))
+        within = jnp.mean(jnp.var(unbounded, axis=(0, 1)))
+        shares.append(1.0 - within / jnp.mean(jnp.asarray(values[f"omega_{name}"]) ** 2))
+    return jnp.clip(jnp.stack(shares), 0.0, 1.0)
 
 
 def density_of(

@@ -15,12 +15,12 @@ from dtwin_jax.inference.population import PopulationDensity
 
 @functools.partial(jax.jit, static_argnames=("density",))
 @standard_promotion
-def constrained(density: Any, base: Any, record: Record, z: Any) -> dict[str, Any]:
+def constrained(density: Any, base: Any, record: Record, z: Any, centring: Any = None) -> dict[str, Any]:
     """Named values on their own scales from unbounded draws `z` with axes (chain, draw[, patient])."""
     from numpyro.infer.util import constrain_fn
 
     def one(z):
-        values = constrain_fn(density, (base, record, False), {}, z, return_deterministic=True)
+        values = constrain_fn(density, (base, record, centring, False), {}, z, return_deterministic=True)
         return {name: value for name, value in values.items() if name not in density.latent}
 
     axes = 2 if isinstance(density, PopulationDensity) else 3
