@@ -1,0 +1,220 @@
+"""Random effects, covariates and their priors against densities written out in SciPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from lines import TIME, cohort, line
+from scipy import stats
+
+from dtwin_jax.core.prior import halfnormal, lognormal, normal
+from dtwin_jax.inference.calibrate import calibrate
+from dtwin_jax.inference.density import standard_promotion
+from dtwin_jax.inference.population import Covariate, Population, best_centring, density_of
+from dtwin_jax.inference.predictive import constrained, prior_draws
+from dtwin_jax.inference.start import potential_energy
+
+VALUES = np.random.default_rng(0).normal(2.0, 1.0, (3, len(TIME)))
+COHORT = cohort(VALUES, weight=np.array([50.0, 70.0, 90.0]))
+RECORD = jax.tree.map(jnp.asarray, COHORT.record)
+OMEGA = {"level": halfnormal(0.7), "slope": halfnormal(0.4)}
+
+# One point of the joint density: population, and individual (level, log slope) of three patients.
+LEVEL, SLOPE, SD = 1.3, 0.6, 0.45
+SCATTER = np.array([0.8, 0.25])
+THETA = np.array([[0.4, -0.9], [1.9, -0.2], [2.2, -0.6]])
+CENTRE = np.array([LEVEL, np.log(SLOPE)])
+
+
+def energy(population, z, centring=None):
+    """Minus the log of the joint density at `z`, in the coordinates of the sampler."""
+    density, base = density_of(population, {}, ())
+    z = {name: jnp.asarray(value) for name, value in z.items()}
+    data = (base, RECORD, None if centring is None else jnp.asarray(centring))
+    return float(standard_promotion(potential_energy)(density, data, z))
+
+
+def shared_part():
+    """The population's coordinates; positive ones by their log."""
+    return {
+        "level_pop": LEVEL,
+        "slope_pop": np.log(SLOPE),
+        "sd": np.log(SD),
+        "omega_level": np.log(SCATTER[0]),
+        "omega_slope": np.log(SCATTER[1]),
+    }
+
+
+def log_density_by_hand():
+    """The joint density in (level, log slope, log sd, log omegas, theta), without the effects' own."""
+    prior = (
+        stats.norm.logpdf(LEVEL, 1.0, 2.0)
+        + stats.norm.logpdf(np.log(SLOPE), np.log(0.5), 0.8)
+        + stats.norm.logpdf(np.log(SD), np.log(0.3), 0.5)
+        + np.sum(stats.halfnorm.logpdf(SCATTER, scale=[0.7, 0.4]) + np.log(SCATTER))
+    )
+    expected = THETA[:, :1] + np.exp(THETA[:, 1:]) * TIME
+    return prior + np.sum(stats.norm.logpdf(VALUES, expected, SD))
+
+
+@pytest.mark.parametrize("centring", [(0.0, 0.0), (0.3, 0.3), (1.0, 1.0), (0.2, 0.9)])
+def test_joint_density_is_the_same_in_every_partly_centred_coordinate(centring):
+    # theta = mu + omega^(1 - c) (z - c mu), whose derivative in z is omega^(1 - c).
+    c = np.asarray(centring)
+    z = (THETA - CENTRE) / SCATTER ** (1 - c) + c * CENTRE
+    log_jacobian = len(THETA) * np.sum((1 - c) * np.log(SCATTER))
+    found = -energy(Population(line, OMEGA), shared_part() | {"individual": z}, c) - log_jacobian
+    effects = np.sum(stats.norm.logpdf(THETA, CENTRE, SCATTER))
+    assert found == pytest.approx(log_density_by_hand() + effects, abs=1e-10)
+
+
+@pytest.mark.parametrize("centred", [False, True])
+def test_joint_density_of_correlated_effects_is_the_same_centred_or_not(centred):
+    rho, concentration = 0.6, 2.5
+    factor = np.array([[1.0, 0.0], [rho, np.sqrt(1 - rho**2)]])
+    root = SCATTER[:, None] * factor
+    # One number holds a 2 x 2 correlation: its inverse hyperbolic tangent.
+    z = shared_part() | {"correlation_factor": np.array([np.arctanh(rho)])}
+    if centred:
+        z |= {"individual": THETA}
+        log_jacobian = 0.0
+    else:
+        z |= {"eta": np.linalg.solve(root, (THETA - CENTRE).T).T}
+        log_jacobian = len(THETA) * np.log(np.linalg.det(root))
+    population = Population(line, OMEGA, correlation=concentration, centred=centred)
+    found = -energy(population, z) - log_jacobian
+    effects = np.sum(stats.multivariate_normal.logpdf(THETA, CENTRE, root @ root.T))
+    # LKJ over one correlation: (rho + 1) / 2 is Beta(eta, eta); d rho / d arctanh(rho) is 1 - rho^2.
+    lkj = stats.beta.logpdf((rho + 1) / 2, concentration, concentration) + np.log((1 - rho**2) / 2)
+    assert found == pytest.approx(log_density_by_hand() + effects + lkj, abs=1e-10)
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    population = Population(line, OMEGA, correlation=2.5)
+    density, base = density_of(population, {}, ())
+    keys = jax.random.split(jax.random.key(1), 2000)
+    return {name: np.asarray(value) for name, value in prior_draws(density, base, RECORD, keys).items()}
+
+
+def agrees(sample, distribution):
+    return stats.kstest(sample, distribution.cdf).pvalue > 1e-3
+
+
+def test_prior_draws_of_a_correlation_follow_lkj(drawn):
+    rho = drawn["correlation"][:, 0, 1]
+    np.testing.assert_allclose(drawn["correlation"][:, 1, 0], rho, rtol=1e-12)
+    np.testing.assert_allclose(np.diagonal(drawn["correlation"], axis1=1, axis2=2), 1.0, rtol=1e-12)
+    assert agrees((rho + 1) / 2, stats.beta(2.5, 2.5))
+
+
+def test_prior_draws_of_scatter_and_typical_values_follow_their_priors(drawn):
+    assert agrees(drawn["omega_level"], stats.halfnorm(scale=0.7))
+    assert agrees(drawn["omega_slope"], stats.halfnorm(scale=0.4))
+    assert agrees(drawn["level_pop"], stats.norm(1.0, 2.0))
+    assert agrees(drawn["slope_pop"], stats.lognorm(0.8, scale=0.5))
+    assert agrees(drawn["sd"], stats.lognorm(0.5, scale=0.3))
+
+
+def test_prior_draws_of_patients_scatter_by_omega_with_the_correlation(drawn):
+    level = (drawn["level"] - drawn["level_pop"][:, None]) / drawn["omega_level"][:, None]
+    ratio = np.log(drawn["slope"] / drawn["slope_pop"][:, None])
+    slope = ratio / drawn["omega_slope"][:, None]
+    rho = drawn["correlation"][:, 0, 1, None]
+    for patient in range(len(COHORT)):
+        assert agrees(level[:, patient], stats.norm)
+        assert agrees(((slope - rho * level) / np.sqrt(1 - rho**2))[:, patient], stats.norm)
+
+
+WEIGHT = np.array([50.0, 70.0, 90.0])
+
+
+@pytest.mark.parametrize(
+    ("given", "power"), [(0.75, True), (normal(0.5, 0.3), True), (0.02, False), (normal(0.0, 0.1), False)]
+)
+def test_covariate_moves_a_parameter_by_its_formula(given, power):
+    covariate = Covariate("slope", "weight", "kg", 70.0, given, power=power)
+    density, base = density_of(Population(line, OMEGA, (covariate,)), {}, ())
+    coefficient = given if isinstance(given, float) else 0.31
+    z = shared_part() | {"individual": np.zeros((3, 2))}
+    if not isinstance(given, float):
+        z["beta_slope_weight"] = coefficient
+    z = {name: jnp.asarray(value)[None, None] for name, value in z.items()}
+    # Scaled effects that are 0: every patient is the typical one of that weight.
+    found = constrained(density, base, RECORD, z, jnp.zeros(2))
+    typical = (
+        SLOPE * (WEIGHT / 70.0) ** coefficient if power else SLOPE * np.exp(coefficient * (WEIGHT - 70.0))
+    )
+    np.testing.assert_allclose(found["slope"][0, 0], typical, rtol=1e-12)
+    np.testing.assert_allclose(found["level"][0, 0], LEVEL, rtol=1e-12)
+    assert ("beta_slope_weight" in found) == (not isinstance(given, float))
+
+
+def test_covariates_of_one_parameter_add_up():
+    first = Covariate("slope", "weight", "kg", 70.0, 0.75)
+    second = Covariate("slope", "age", "a", 40.0, -0.01, power=False)
+    density, base = density_of(Population(line, ["slope"], (first, second)), {}, ())
+    age = np.array([20.0, 40.0, 65.0])
+    record = jax.tree.map(jnp.asarray, cohort(VALUES, weight=WEIGHT, age=age).record)
+    z = {"level": LEVEL, "slope_pop": np.log(SLOPE), "sd": 0.0, "omega_slope": 0.0}
+    z |= {"individual": np.zeros((3, 1))}
+    z = {name: jnp.asarray(value)[None, None] for name, value in z.items()}
+    found = constrained(density, base, record, z, jnp.zeros(1))
+    expected = SLOPE * (WEIGHT / 70.0) ** 0.75 * np.exp(-0.01 * (age - 40.0))
+    np.testing.assert_allclose(found["slope"][0, 0], expected, rtol=1e-12)
+
+
+def test_unknown_parameter_that_should_vary_is_named():
+    with pytest.raises(ValueError, match=r"line has no parameter 'clearance'; it has \['level'"):
+        Population(line, ["clearance"])
+
+
+def test_vary_as_a_bare_text_is_refused():
+    with pytest.raises(ValueError, match="found the text 'slope'"):
+        Population(line, "slope")
+
+
+def test_covariate_of_a_parameter_that_does_not_vary_is_refused():
+    covariate = Covariate("level", "weight", "kg", 70.0, 0.75)
+    with pytest.raises(ValueError, match="no parameter 'level'"):
+        Population(line, ["slope"], (covariate,))
+
+
+def test_parameter_that_varies_but_is_known_is_refused():
+    with pytest.raises(ValueError, match="'slope' varies between patients but is known"):
+        density_of(Population(line, ["slope"]), {"slope": 1.0}, ())
+    with pytest.raises(ValueError, match="'slope' varies between patients but is known"):
+        density_of(Population(line, ["slope"]), {}, ("slope",))
+
+
+def test_covariate_that_nobody_knows_is_named_with_those_that_are():
+    covariate = Covariate("slope", "height", "cm", 170.0, 0.75)
+    with pytest.raises(ValueError, match=r"'height' is not known of the patients; known are \['weight'\]"):
+        calibrate(Population(line, ["slope"], (covariate,)), COHORT, key=jax.random.key(0))
+
+
+def test_patient_whose_covariate_is_not_positive_is_named():
+    covariate = Covariate("slope", "weight", "kg", 70.0, 0.75)
+    wrong = cohort(VALUES, weight=np.array([50.0, 0.0, 90.0]))
+    with pytest.raises(ValueError, match="patient 'p1': covariate 'weight' must be positive"):
+        calibrate(Population(line, ["slope"], (covariate,)), wrong, key=jax.random.key(0))
+
+
+def test_centring_is_the_share_of_variance_that_the_data_resolve():
+    rng = np.random.default_rng(4)
+    shape = (4, 5000, 3)
+    # sd 0.1 where patients scatter by 0.2: 1 - 0.01 / 0.04; a parameter less sure than the scatter: 0.
+    values = {
+        "level": np.array([0.0, 1.0, -2.0]) + 0.1 * rng.normal(size=shape),
+        "omega_level": np.full(shape[:2], 0.2),
+        "slope": np.exp(0.5 * rng.normal(size=shape)),
+        "omega_slope": np.full(shape[:2], 0.4),
+    }
+    density, _ = density_of(Population(line, OMEGA), {}, ())
+    np.testing.assert_allclose(best_centring(density, values), [0.75, 0.0], atol=0.01)
+
+
+def test_centring_of_a_parameter_that_the_data_pin_down_is_one():
+    values = {"slope": np.full((2, 10, 3), [0.2, 0.5, 1.0]), "omega_slope": np.full((2, 10), 0.4)}
+    density, _ = density_of(Population(line, {"slope": lognormal(0.4, 0.5)}), {}, ())
+    np.testing.assert_allclose(best_centring(density, values), [1.0], atol=1e-10)
