@@ -187,9 +187,10 @@ def _noisy_terms_of(model: Any, t0: Any, t1: Any, key: Any) -> Any:
 
     def terms(inputs: Any, held: Any, p: Any) -> diffrax.AbstractTerm:
         states = jax.eval_shape(lambda: packing(jax.eval_shape(model.init, p))[0](model.init(p)))
-        # One path for the whole solve: every piece reads its own part of it.
-        span = jnp.where(t1 > t0, t1, t0 + 1.0)
-        path = diffrax.VirtualBrownianTree(t0, span, model.solver.dt / 4, states.shape, key)
+        # One path for the whole solve: every piece reads its own part of it. It is twice as long, because
+        # the last step may end a rounding error late, where a path that has ended is NaN.
+        end = jnp.where(t1 > t0, t1 + (t1 - t0), t0 + 1.0)
+        path = diffrax.VirtualBrownianTree(t0, end, model.solver.dt / 4, states.shape, key)
         drift = _vector_field(model.drift, model, inputs, held, p)
         diffusion = _vector_field(model.diffusion, model, inputs, held, p)
 
