@@ -10,7 +10,7 @@ import numpy as np
 from dtwin_jax.core.record import SEEN, Cohort, Record
 from dtwin_jax.inference.predictive import evaluate, theta_of
 from dtwin_jax.inference.result import density_from
-from dtwin_jax.twin.forecast import _check_patients, _sampled
+from dtwin_jax.twin.forecast import for_patients, sampled
 
 
 def leave_last_out(cohort: Cohort, last: int) -> tuple[Cohort, Record]:
@@ -65,8 +65,8 @@ def score(f: Any, tree: Any, held_out: Record, *, key: Any, samples: int = 1000)
     import xarray as xr
 
     density, base = density_from(f, tree)
-    ids = _check_patients(tree, held_out)
-    values, _ = _sampled(tree, samples)
+    ids, held_out = for_patients(tree, held_out)
+    values, _ = sampled(tree, samples)
     theta = theta_of(density, values, len(ids))
     record = jax.tree.map(jnp.asarray, held_out)
     likelihood, _, drawn = evaluate(density, base, record, theta, key)

@@ -20,7 +20,7 @@ def forecast(f: Any, tree: Any, planned: Record, *, key: Any, samples: int = 100
         f: the predictor or `Population` of the calibration.
         tree: result of `calibrate`.
         planned: stacked record of the same patients, in the same order: inputs, and times to predict at.
-            `scenario(cohort.record, ...)` makes one.
+            `scenario(cohort.record, ...)` makes one; for one patient `scenario(record, ...)`.
         key: random key.
         samples: posterior draws used, at most.
 
@@ -30,8 +30,8 @@ def forecast(f: Any, tree: Any, planned: Record, *, key: Any, samples: int = 100
         `constant_data` with what was planned to be given.
     """
     density, base = density_from(f, tree)
-    ids = _check_patients(tree, planned)
-    values, _ = _sampled(tree, samples)
+    ids, planned = for_patients(tree, planned)
+    values, _ = sampled(tree, samples)
     theta = theta_of(density, values, len(ids))
     return _predictions(tree, density, base, ids, planned, theta, key)
 
@@ -47,8 +47,8 @@ def forecast_new(f: Any, tree: Any, planned: Record, *, key: Any, samples: int =
     density, base = density_from(f, tree)
     if not isinstance(density, PopulationDensity):
         raise ValueError(f"{f.name} was calibrated patient by patient: new patients need a Population")
-    ids = _check_patients(tree, planned)
-    values, count = _sampled(tree, samples)
+    ids, planned = for_patients(tree, planned)
+    values, count = sampled(tree, samples)
     shared = {name: jnp.asarray(value) for name, value in values.items() if name not in density.individual}
     if "correlation" in shared:
         shared["correlation_factor"] = jnp.linalg.cholesky(shared.pop("correlation"))
@@ -92,18 +92,21 @@ def _at(cohort: Cohort, series: Series) -> Record:
     return Record(record.inputs, dict.fromkeys(record.observations, series), record.known, record.t0)
 
 
-def _check_patients(tree: Any, planned: Record) -> list[str]:
+def for_patients(tree: Any, planned: Record) -> tuple[list[str], Record]:
+    """The ids of a calibration, and a plan for those patients; a plan for one may lack the patient axis."""
     ids = [str(patient) for patient in tree["observed_data"]["patient"].values]
-    found = np.shape(planned.t0)
-    if found != (len(ids),):
+    if np.ndim(planned.t0) == 0:
+        planned = jax.tree.map(lambda leaf: np.asarray(leaf)[None], planned)
+    found = len(planned.t0)
+    if found != len(ids):
         raise ValueError(
-            f"the plan is for {found[0] if found else 'one'} patient(s), the calibration had {len(ids)}: "
+            f"the plan is for {found} patient(s), the calibration had {len(ids)}: "
             "plan with scenario(cohort.record, ...)"
         )
-    return ids
+    return ids, planned
 
 
-def _sampled(tree: Any, samples: int) -> tuple[dict[str, np.ndarray], int]:
+def sampled(tree: Any, samples: int) -> tuple[dict[str, np.ndarray], int]:
     """Posterior draws with one leading axis, evenly thinned."""
     flat = {
         str(name): variable.values.reshape(-1, *variable.shape[2:])
