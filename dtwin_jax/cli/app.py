@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from dtwin_jax.cli import calibrating, looking, predicting
-from dtwin_jax.cli.terminal import fail, say, warn
+from dtwin_jax.cli.terminal import Interrupted, fail, say, warn
 
 FINE, FAILED, BAD_INPUT, DOUBTFUL, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -47,18 +47,23 @@ for command in (
     app.command(command.__name__)(command)
 
 
-@app.callback(invoke_without_command=True)
-def root(
-    context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
-) -> None:
-    """Answer what needs no command."""
-    if version:
-        from importlib.metadata import version as version_of
+def _show_version(wanted: bool) -> bool:
+    if wanted:
+        from importlib.metadata import version
 
-        typer.echo(f"dtwin_jax {version_of('dtwin-jax')}")
-    elif context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+        typer.echo(f"dtwin_jax {version('dtwin-jax')}")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    """Nothing of its own: every command has its own options."""
 
 
 # The class of all complaints about arguments has no public name.
@@ -73,8 +78,8 @@ def call(arguments: Sequence[str]) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
-            return _code(app(list(arguments), prog_name="dtwin", standalone_mode=False))
-        except KeyboardInterrupt as interrupt:
+            return _code(app(list(arguments) or ["--help"], prog_name="dtwin", standalone_mode=False))
+        except (Interrupted, KeyboardInterrupt) as interrupt:
             say()
             fail(str(interrupt) or "interrupted")
             return INTERRUPTED
@@ -91,6 +96,8 @@ def call(arguments: Sequence[str]) -> int:
 
 
 def _code(returned: Any) -> int:
+    if returned == INTERRUPTED:  # Typer has caught it
+        fail("interrupted")
     return returned if isinstance(returned, int) else FINE
 
 

@@ -71,6 +71,8 @@ def calibrate_study(study: Any, result: Path, *, fresh: bool, again: str) -> Any
                 method=study.method,
                 checkpoint=partial,
             )
+        for name, unit in study.units.items():
+            tree["constant_data"][name].attrs["units"] = unit
         save(tree, result)
     except KeyboardInterrupt:
         kept = _blocks(partial)

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, with what is kept and how to go on."""
+class Interrupted(Exception):
+    """Ctrl-C, with what is kept and how to go on; Typer swallows the words of a KeyboardInterrupt."""
 
 
 def say(text: str = "") -> None:
