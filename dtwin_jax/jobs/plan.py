@@ -268,7 +268,7 @@ def _own(name: str, given: Any, cohort: Cohort) -> tuple[np.ndarray, np.ndarray]
 
 def single_doses(rules: list[DoseRule], schema: Schema) -> dict[str, Doses]:
     """The doses of a plan for nobody in particular, by input; no amount may be `"own"`."""
-    found: dict[str, list[tuple[float, float, float]]] = Field(default_factory=dict)
+    found: dict[str, list[tuple[float, float, float]]] = {}
     for rule in rules:
         if rule.amount == "own":
             raise JobError(f"--dose {rule.input}=own: nobody's own dose is known here, expected an amount")

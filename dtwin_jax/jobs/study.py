@@ -27,6 +27,7 @@ class Study:
         priors: overrides.
         method: the sampler.
         seed: of all random keys.
+        units: of what is known of the patients.
         plan: the planned record, None if the job has no forecast.
     """
 
@@ -35,6 +36,7 @@ class Study:
     priors: dict[str, Any]
     method: Nuts
     seed: int
+    units: dict[str, str]
     plan: Record | None
 
     @property
@@ -76,7 +78,9 @@ def prepare(job: Job) -> Study:
     if spec.forecast is not None:
         section = spec.forecast
         plan = _checked(job, ("forecast",), lambda: planned(section, cohort, job.predictor.schema()))
-    return Study(f, cohort, priors, job.method, spec.seed, plan)
+    units = covariate_units(dict(spec.data.covariates), job.predictor.schema())
+    units = {name: unit for name, unit in units.items() if name in cohort.record.known}
+    return Study(f, cohort, priors, job.method, spec.seed, units, plan)
 
 
 def population_of(job: Job) -> Any:
