@@ -130,7 +130,7 @@ def pairs(result: Any, names: Sequence[str], patient: str | None = None) -> Figu
     heading = "Pairs of parameters" + ", within patients (each centred at its mean)" * pooled
     fig = panels(heading, [""] * count**2, columns=count, height=92, gap=(14, 14), notes=notes)
     fig.layout.annotations = []
-    fig.layout.meta = {"notes": notes, "minimum_width": 84 * count}
+    fig.layout.meta = {"notes": notes, "minimum_width": 76 * count}
     fig.layout.margin = {"l": 16, "r": 8, "t": 70, "b": 16}
     stride = max(1, columns.shape[1] // 400)
     bare = {"showticklabels": False, "showgrid": False, "showline": True, "mirror": True}
@@ -302,8 +302,7 @@ def _joint(draws: Any, names: Sequence[str], patient: str | None) -> "_Joint":
         columns.append(np.broadcast_to(values, (*values.shape[:2], width)).ravel())
         titles.append(f"log {escape(name)}" if positive else escape(name))
     table = np.stack(columns)
-    finite = np.isfinite(table).all(axis=0)
-    lost = int((~finite).sum())
+    lost = int((~(finite := np.isfinite(table).all(axis=0))).sum())
     notes = [f"{counted(lost, 'draw')} left out, not finite."] if lost else []
     return _Joint(table[:, finite], titles, notes, pooled)
 
@@ -344,25 +343,24 @@ def _forest_panel(
         limits[:, good] = np.quantile(draws[:, :, good], LEVELS, axis=(0, 1))
     many = len(ids) > 30
     order = np.argsort(limits[2]) if many else np.arange(len(ids))[::-1]
-    rows = np.arange(len(ids))
     if typical is not None and np.isfinite(typical).all():
         _typical_line(fig, index, typical)
-    _add_forest(fig, index, limits[:, order], rows, [escape(ids[i]) for i in order], GREEN if many else BLUE)
+    names, colour = [escape(ids[i]) for i in order], GREEN if many else BLUE
+    _add_forest(fig, index, limits[:, order], np.arange(len(ids)), names, colour)
     ticks = {"tickvals": [], "title": {"text": "patients, by median"}} if many else _tick_names(ids, order)
-    inside = limits[np.isfinite(limits)]
-    if typical is not None:
-        inside = np.concatenate([inside, np.quantile(typical[np.isfinite(typical)], (0.05, 0.95))])
+    bounds = [] if typical is None else np.quantile(typical[np.isfinite(typical)], (0.05, 0.95))
+    inside = np.concatenate([limits[np.isfinite(limits)], bounds])
     x = {"nticks": 6} | ({"range": _padded(inside)} if len(inside) else {})
     panel(fig, index, x=x, y={"range": [-0.7, len(ids) - 0.3], "showgrid": False} | ticks)
 
 
-def _padded(values: np.ndarray) -> list[float]:
-    room = 0.06 * max(float(np.ptp(values)), 1e-12)
-    return [float(values.min()) - room, float(values.max()) + room]
+def _padded(x: np.ndarray) -> list[float]:
+    room = 0.06 * max(float(np.ptp(x)), 1e-12)
+    return [float(x.min()) - room, float(x.max()) + room]
 
 
 def _tick_names(ids: Sequence[str], order: np.ndarray) -> dict[str, Any]:
-    short = [ids[i] if len(ids[i]) <= 16 else f"{ids[i][:15]}…" for i in order]
+    short = (ids[i] if len(ids[i]) <= 16 else f"{ids[i][:15]}…" for i in order)
     return {"tickvals": list(range(len(ids))), "ticktext": [escape(name) for name in short]}
 
 
@@ -381,9 +379,9 @@ def _add_forest(
 
 def _typical_line(fig: Figure, index: int, typical: np.ndarray) -> None:
     across, up = axes(index)
-    lower, middle, upper = np.quantile(typical, (0.05, 0.5, 0.95))
+    low, middle, high = np.quantile(typical, (0.05, 0.5, 0.95))
     where = {"xref": across, "yref": f"{up} domain", "y0": 0, "y1": 1, "layer": "below"}
-    fig.add_shape(type="rect", x0=lower, x1=upper, line={"width": 0}, fillcolor=tint(MUTED, 0.16), **where)
+    fig.add_shape(type="rect", x0=low, x1=high, line={"width": 0}, fillcolor=tint(MUTED, 0.16), **where)
     fig.add_shape(type="line", x0=middle, x1=middle, line=line(MUTED, 1.5), **where)
 
 
@@ -395,12 +393,8 @@ def _spread_panel(fig: Figure, index: int, draws: Any, prior: Any, names: list[s
             values = np.asarray(data[name], float).ravel() if name in data else np.empty(0)
             if len(values) and np.isfinite(values).all():
                 limits[:, column] = np.quantile(values, LEVELS)
-        who = "prior" if colour == MUTED else "posterior"
-        _add_forest(fig, index, limits, rows + shift, [f"{escape(name)}, {who}" for name in names], colour)
-    ticks = {"tickvals": list(rows), "ticktext": [escape(name.removeprefix("omega_")) for name in names]}
-    panel(
-        fig,
-        index,
-        x={"rangemode": "tozero"},
-        y={"range": [-0.7, len(names) - 0.3], "showgrid": False} | ticks,
-    )
+        labels = [f"{escape(name)}, {'prior' if colour == MUTED else 'posterior'}" for name in names]
+        _add_forest(fig, index, limits, rows + shift, labels, colour)
+    y = {"range": [-0.7, len(names) - 0.3], "showgrid": False, "tickvals": list(rows)}
+    y["ticktext"] = [escape(name.removeprefix("omega_")) for name in names]
+    panel(fig, index, x={"rangemode": "tozero"}, y=y)

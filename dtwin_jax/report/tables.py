@@ -60,12 +60,13 @@ def facts(result: Any, ids: Sequence[str]) -> list[tuple[str, str, str]]:
 def covariates(result: Any, patient: str) -> list[str]:
     """Up to four facts known of a patient, each with its unit."""
     known = group(result, "constant_data") if "constant_data" in result.children else {}
+    names = np.atleast_1d(getattr(known, "attrs", {}).get("known", list(getattr(known, "data_vars", ()))))
     out = []
-    for name in getattr(known, "data_vars", ()):
-        if known[name].dims == ("patient",):
+    for name in (str(name) for name in names):
+        if name in known and known[name].dims == ("patient",):
             value = float(known[name].values[patient_ids(known).index(patient)])
             unit = str(known[name].attrs.get("units", ""))
-            words = f"{str(name).replace('_', ' ')} {significant(value)} {'' if unit == '1' else unit}"
+            words = f"{name.replace('_', ' ')} {significant(value)} {'' if unit == '1' else unit}"
             out.append(words.strip())
     return out[:4]
 
