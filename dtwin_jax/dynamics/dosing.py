@@ -37,6 +37,12 @@ def has_samples(inputs: Any) -> bool:
     return any(isinstance(signal, Sampled) for signal in vars(inputs).values())
 
 
+def corners(inputs: Any) -> Any:
+    """Sorted times at which an input turns inside a piece, None where none does."""
+    times = [jnp.asarray(signal.time) for signal in vars(inputs).values() if isinstance(signal, Sampled)]
+    return jax.lax.stop_gradient(jnp.sort(jnp.concatenate(times))) if times else None
+
+
 def cut(inputs: Any, t0: Any, t1: Any, stops: Any = None) -> Pieces:
     """The pieces of a solve from `t0` to `t1`.
 

@@ -50,6 +50,7 @@ class Solver:
         """Keyword arguments for `diffrax.diffeqsolve`."""
         return {
             "solver": self.method(),
+            "dt0": self.dt,
             "max_steps": self.max_steps,
             "adjoint": self.adjoint or diffrax.RecursiveCheckpointAdjoint(),
             "throw": False,
