@@ -43,11 +43,6 @@ def test_sound_model_has_nothing_wrong():
     assert dtwin_jax.check_model is check_model
 
 
-@pytest.mark.parametrize("name", CATALOGUE)
-def test_models_of_the_catalogue_have_nothing_wrong(name):
-    assert check_model(CATALOGUE[name]) == []
-
-
 @pytest.mark.parametrize("error", [additive, proportional, combined, log_normal])
 def test_residual_errors_follow_their_units(error):
     model = CATALOGUE["one_compartment"]
