@@ -71,7 +71,7 @@ def load_forecast(path: Any) -> Any:
 
 
 def observed_period(f: Any, tree: Any, *, points: int = 120) -> Record:
-    """The record of a calibration at `points` even times from each patient's start to the last measurement."""
+    """The record of a calibration at `points` even times up to each patient's last measurement."""
     cohort = cohort_of(f, tree)
     start = np.asarray(cohort.record.t0)
     last = np.max(
