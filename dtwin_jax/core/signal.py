@@ -5,7 +5,7 @@ time: an input in mg/h takes amounts in mg.
 """
 
 import abc
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -28,7 +28,11 @@ class AbstractSignal(eqx.Module):
         """Times at which the value jumps; between two edges that follow each other it does not."""
 
 
-Input: TypeAlias = Scalar | AbstractSignal
+if TYPE_CHECKING:
+    # A signal in a record, a number in a drift: the author's arithmetic is on numbers.
+    Input: TypeAlias = Any
+else:
+    Input: TypeAlias = Scalar | AbstractSignal
 
 
 def _floats(x: Any) -> Any:

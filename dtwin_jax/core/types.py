@@ -1,6 +1,6 @@
 """The one vocabulary of array types: `n` samples, `patient`, `chain`, `draw`."""
 
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,11 @@ from jaxtyping import Bool, Float, Int
 # Records are built from NumPy arrays (one device transfer for a cohort, not one a number), so data
 # may be either kind until it enters a compiled function.
 AnyArray: TypeAlias = jax.Array | np.ndarray
-Scalar: TypeAlias = Float[AnyArray, ""]
+if TYPE_CHECKING:
+    # Fields of this type convert plain numbers, and take signals' values and placeholders of tree maps.
+    Scalar: TypeAlias = Any
+else:
+    Scalar: TypeAlias = Float[AnyArray, ""]
 Vector: TypeAlias = Float[AnyArray, " n"]
 Mask: TypeAlias = Bool[AnyArray, " n"]
 Codes: TypeAlias = Int[AnyArray, " n"]

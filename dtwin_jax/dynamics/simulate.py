@@ -169,7 +169,8 @@ def _solve_piece(terms: Any, x: Any, start: Any, stop: Any, times: Any, options:
         ),
         **options,
     )
-    saved, end = found.ys[0], found.ys[1][0]
+    ys: Any = found.ys
+    saved, end = ys[0], ys[1][0]
     finite = jnp.all(jnp.isfinite(end))
     code = jnp.where(finite, int(Outcome.SOLVED), int(Outcome.NOT_FINITE))
     exhausted = found.result == diffrax.RESULTS.max_steps_reached
@@ -200,7 +201,7 @@ def _noisy_terms_of(model: Any, t0: Any, t1: Any, key: Any) -> Any:
         drift = _vector_field(model.drift, model, inputs, held, p)
         diffusion = _vector_field(model.diffusion, model, inputs, held, p)
 
-        def spread(t: Scalar, x: Vector, args: Any) -> lineax.AbstractLinearOperator:
+        def spread(t: Any, x: Any, args: Any) -> lineax.AbstractLinearOperator:
             return lineax.DiagonalLinearOperator(diffusion(t, x, args))
 
         return diffrax.MultiTerm(diffrax.ODETerm(drift), diffrax.ControlTerm(spread, path))

@@ -98,7 +98,7 @@ def _check_covariates(f: Any, cohort: Cohort) -> None:
 
 
 def _check_precision() -> None:
-    if not jax.config.jax_enable_x64:
+    if jnp.result_type(float) != jnp.float64:
         warnings.warn(
             "calibrating in float32: gradients of a solve may be too rough for NUTS; call "
             "jax.config.update('jax_enable_x64', True) at the start of the program",

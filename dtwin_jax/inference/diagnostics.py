@@ -27,7 +27,7 @@ def summary(tree: Any, *, individual: bool = False) -> Any:
     Source: split rank-normalised R-hat and ESS, Vehtari et al. 2021, doi 10.1214/20-BA1221.
     """
     import xarray as xr
-    from arviz_stats.base import array_stats
+    from arviz_stats.base.array import array_stats
 
     rows: dict[str, list[float]] = {}
     for name, x in _columns(tree, individual):
@@ -38,9 +38,9 @@ def summary(tree: Any, *, individual: bool = False) -> Any:
             float(np.mean(x)),
             float(np.std(x, ddof=1)),
             *(float(q) for q in np.quantile(x, (0.05, 0.5, 0.95))),
-            float(array_stats.rhat(x)) if moving else np.nan,
-            float(array_stats.ess(x)) if moving else np.nan,
-            float(array_stats.ess(x, method="tail", prob=0.9)) if moving else np.nan,
+            _number(array_stats.rhat(x)) if moving else np.nan,
+            _number(array_stats.ess(x)) if moving else np.nan,
+            _number(array_stats.ess(x, method="tail", prob=0.9)) if moving else np.nan,
         ]
     columns = ("mean", "sd", "q05", "median", "q95", "r_hat", "ess_bulk", "ess_tail")
     table = np.asarray(list(rows.values()))
@@ -48,6 +48,10 @@ def summary(tree: Any, *, individual: bool = False) -> Any:
         {column: ("variable", table[:, i]) for i, column in enumerate(columns)},
         coords={"variable": list(rows)},
     )
+
+
+def _number(found: Any) -> float:
+    return float(found)
 
 
 def complaints(tree: Any) -> list[str]:

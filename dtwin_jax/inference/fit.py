@@ -225,8 +225,10 @@ def _residuals(predicted: Any, series: Any) -> tuple[Any, Any]:
     else:
         value = series.value
         floor = _FLOOR * jnp.maximum(jnp.max(jnp.abs(jnp.where(series.mask, value, 0.0))), 1e-30)
-    sd = jnp.broadcast_to(predicted.scale, value.shape)
-    z = (value - predicted.loc) / sd
+    middle: Any = predicted.loc
+    spread: Any = predicted.scale
+    sd = jnp.broadcast_to(spread, value.shape)
+    z = (value - middle) / sd
     # A censored value has no residual; the root of twice its surprise stands in for one.
     tail = jax.scipy.special.log_ndtr(jnp.where(series.censor < SEEN, z, -z))
     censored = series.censor != SEEN

@@ -206,7 +206,7 @@ class PopulationDensity:
         import numpyro.distributions as dist
 
         population = self.population
-        factor = numpyro.sample(
+        factor: Any = numpyro.sample(
             "correlation_factor", dist.LKJCholesky(scale.shape[0], concentration=population.correlation)
         )
         numpyro.deterministic("correlation", factor @ factor.T)
@@ -214,7 +214,8 @@ class PopulationDensity:
         if population.centred:
             scatter = dist.MultivariateNormal(mean, scale_tril=root[None])
             return numpyro.sample("individual", scatter.to_event(1))
-        return mean + numpyro.sample("eta", _standard(mean.shape)) @ root.T
+        standard: Any = numpyro.sample("eta", _standard(mean.shape))
+        return mean + standard @ root.T
 
 
 def _scattered(mean: Any, scale: Any, centring: Any) -> Any:

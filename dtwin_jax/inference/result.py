@@ -47,7 +47,7 @@ def assemble(f: Any, density: Any, base: Any, cohort: Cohort, posterior: Posteri
     """The `xarray.DataTree` of a calibration."""
     import xarray as xr
 
-    predictor = f.predictor if isinstance(f, Population) else f
+    predictor: Any = f.predictor if isinstance(f, Population) else f
     declared = quantities(predictor.params())
     outputs = predictor.schema().outputs if hasattr(predictor, "schema") else {}
     ids = list(cohort.ids)
@@ -149,7 +149,7 @@ def constant_data(record: Record, ids: list[str]) -> Any:
 
 def cohort_of(f: Any, tree: Any) -> Cohort:
     """The cohort that a result was calibrated on."""
-    predictor = f.predictor if isinstance(f, Population) else f
+    predictor: Any = f.predictor if isinstance(f, Population) else f
     observed, constant = tree["observed_data"], tree["constant_data"]
     ids = tuple(str(patient) for patient in observed["patient"].values)
     series = {}
@@ -220,7 +220,9 @@ def import_path(f: Any) -> str:
     """`"module:name"` to import a predictor again by, or `""` if it is not an attribute of a module."""
     for function in vars(f).values():
         module = sys.modules.get(getattr(function, "__module__", None) or "")
-        for name, value in vars(module).items() if module is not None else ():
+        if module is None:
+            continue
+        for name, value in vars(module).items():
             if type(value) is type(f) and value == f:
                 return f"{module.__name__}:{name}"
     return ""

@@ -170,7 +170,7 @@ class _Store:
         arrays |= {f"s:{name}": leaf for name, leaf in block[1].items()}
         temporary = self._path(number).with_suffix(".tmp")
         with open(temporary, "wb") as file:
-            np.savez(file, fingerprint=np.asarray(self.fingerprint), **arrays)
+            np.savez(file, allow_pickle=False, fingerprint=np.asarray(self.fingerprint), **arrays)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, self._path(number))

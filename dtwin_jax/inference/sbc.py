@@ -59,7 +59,7 @@ def check(
         position = ranks(value, drawn)
         count = len(drawn)
         covered = {level: coverage(value, drawn, level) for level in LEVELS}
-        found[name] = Check(position, count, uniformity(position, count, bins), covered)
+        found[name] = Check(position, count, float(uniformity(position, count, bins)), covered)
     return found
 
 
