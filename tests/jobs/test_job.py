@@ -106,11 +106,11 @@ def test_only_the_named_patients_are_read(write):
     assert prepare(read_job(write(text))).cohort.ids == ("Bo",)
 
 
-@pytest.mark.parametrize("name", ["theoph", "indometh", "fsigt"])
+@pytest.mark.parametrize("name", ["theoph", "fsigt"])
 def test_the_shipped_jobs_are_right(name):
     with resources.as_file(resources.files("dtwin_jax") / "data" / f"{name}.toml") as path:
         study = prepare(read_job(path))
-    assert len(study.cohort) == {"theoph": 12, "indometh": 6, "fsigt": 1}[name]
+    assert len(study.cohort) == {"theoph": 12, "fsigt": 1}[name]
 
 
 @pytest.mark.parametrize(
