@@ -96,11 +96,12 @@ class _Task:
     optimiser: optax.GradientTransformation
     batch: int | None
 
-    def loss(self, trained: Any, rest: Any, record: Record) -> Any:
+    def loss(self, trained: Any, rest: Any, record: Record, patients: int) -> Any:
+        """Of the patients of `record`, some or all of a cohort of so many `patients`."""
         u = eqx.combine(trained, rest)
         p = _bind(self.scales, u)
         each = jax.vmap(functools.partial(_minus_log_likelihood, self.f, p))(record)
-        return jnp.mean(each) - self._log_prior(u, p) / each.shape[0]
+        return jnp.mean(each) - self._log_prior(u, p) / patients
 
     def _log_prior(self, u: Any, p: Any) -> Any:
         import numpyro.distributions as dist
@@ -149,14 +150,16 @@ def _bind(scales: tuple[tuple[str, Any], ...], u: Any) -> Any:
 @functools.partial(eqx.filter_jit)
 @standard_promotion
 def _run(task: _Task, count: int, rest: Any, record: Record, state: tuple) -> tuple[tuple, Any]:
+    patients = record.t0.shape[0]
+
     def step(state, _):
         trained, memory, best, least, key = state
         key, subkey = jax.random.split(key)
         seen = record
         if task.batch is not None:
-            chosen = jax.random.choice(subkey, record.t0.shape[0], (task.batch,), replace=False)
+            chosen = jax.random.choice(subkey, patients, (task.batch,), replace=False)
             seen = jax.tree.map(lambda leaf: leaf[chosen], record)
-        loss, slope = eqx.filter_value_and_grad(task.loss)(trained, rest, seen)
+        loss, slope = eqx.filter_value_and_grad(task.loss)(trained, rest, seen, patients)
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(slope)]))
         slope = jax.tree.map(lambda g: jnp.where(finite, g, 0.0), slope)
         better = loss < least
