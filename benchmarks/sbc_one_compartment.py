@@ -1,6 +1,6 @@
 """Simulation-based calibration of the one-compartment model, through `calibrate`, in one vectorised run.
 
-    python benchmarks/sbc_one_compartment.py [--replicates 512] [--thin 8] [--warmup 600]
+    python benchmarks/sbc_one_compartment.py [--replicates 512] [--thin 8] [--warmup 500]
 
 Each replicate is a patient of one cohort, with one chain. Writes the figures as JSON and the rank
 histograms as SVG beside this file. Exits with 1 where the check fails, or where it lets pass the negative
@@ -118,7 +118,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--replicates", type=int, default=512)
     parser.add_argument("--thin", type=int, default=8)
-    parser.add_argument("--warmup", type=int, default=600)
+    parser.add_argument("--warmup", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     key = jax.random.key(chosen.seed)
