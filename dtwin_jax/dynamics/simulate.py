@@ -13,6 +13,10 @@ from dtwin_jax.dynamics.dosing import Pieces, corners, cut, has_samples, inputs_
 from dtwin_jax.dynamics.solver import Outcome, Solver
 from dtwin_jax.dynamics.vector import packing
 
+# Up to this many events, a solve stops at the events only and interpolates the wanted times, which costs
+# every piece a pass over all of them; with more, it stops at each wanted time too.
+FEW_EVENTS = 4
+
 
 class Trajectory(eqx.Module):
     """What `simulate` returns.
@@ -79,10 +83,14 @@ def solve(model: Any, p: Any, inputs: Any, times: Any, after: Any, *, t0: Any, k
     if model.flow is not None and model.diffusion is None and not has_samples(inputs):
         return _solve_by_flow(model, p, inputs, cut(inputs, t0, t1), times, after)
     if model.diffusion is None:
-        return _solve_by_steps(model, p, inputs, cut(inputs, t0, t1), times, after, _terms_of(model))
-    # The fixed steps of an SDE solver must land on the measurements, or they are interpolated.
+        pieces = cut(inputs, t0, t1)
+        if pieces.event.shape[0] <= FEW_EVENTS:
+            return _solve_by_steps(model, p, inputs, pieces, (times, after), _terms_of(model), inside=True)
+        terms = _terms_of(model)
+    else:
+        terms = _noisy_terms_of(model, t0, t1, key)
     pieces = cut(inputs, t0, t1, stops=times)
-    return _solve_by_steps(model, p, inputs, pieces, times, after, _noisy_terms_of(model, t0, t1, key))
+    return _solve_by_steps(model, p, inputs, pieces, (times, after), terms, inside=False)
 
 
 def _solve_by_flow(model: Any, p: Any, inputs: Any, pieces: Pieces, times: Any, after: Any) -> Solution:
@@ -110,37 +118,51 @@ def _solve_by_flow(model: Any, p: Any, inputs: Any, pieces: Pieces, times: Any, 
 
 
 def _solve_by_steps(
-    model: Any, p: Any, inputs: Any, pieces: Pieces, times: Any, after: Any, terms: Any
+    model: Any, p: Any, inputs: Any, pieces: Pieces, wanted: tuple[Any, Any], terms: Any, *, inside: bool
 ) -> Solution:
+    """Solve piece by piece.
+
+    Args:
+        model: the model.
+        p: its parameters.
+        inputs: its inputs.
+        pieces: where to cut.
+        wanted: times, and whether after an event at that time.
+        terms: (inputs, held, p) -> what Diffrax solves.
+        inside: the wanted times lie inside the pieces, and are interpolated; else every one is a cut.
+    """
     x0 = model.init(p)
     pack, unpack = packing(jax.eval_shape(lambda: x0))
-    order = jnp.argsort(times)
-    times, after = times[order], after[order]
-    index = piece_of(pieces.event, times, after)
+    order = jnp.argsort(wanted[0])
+    times, after = wanted[0][order], wanted[1][order]
     start0 = pack(x0)
     options = {"stepsize_controller": _step_sizes(model.solver, corners(inputs)), **model.solver.arguments()}
 
     def cross(carry, piece):
-        x, states, outcome, steps = carry
-        k, start, stop, held, amount = piece
+        x, outcome, steps = carry
+        start, stop, held, amount = piece
+        going = outcome == Outcome.SOLVED
         # A piece after a failure is solved from the initial state, and its result thrown away: a NaN
         # would make the controller shrink its step until max_steps.
-        x = jnp.where(outcome == Outcome.SOLVED, x, start0)
-        saved, end, code, taken = _solve_piece(terms(inputs, held, p), x, start, stop, times, options)
-        seen = jnp.where((outcome == Outcome.SOLVED) & jnp.isfinite(saved), saved, jnp.nan)
-        outcome = jnp.where(outcome == Outcome.SOLVED, code, outcome)
-        states = jnp.where((index == k)[:, None], seen, states)
+        x = jnp.where(going, x, start0)
+        saves = times if inside else times[:0]
+        saved, end, code, taken = _solve_piece(terms(inputs, held, p), x, start, stop, saves, options)
+        outcome = jnp.where(going, code, outcome)
+        seen = jnp.where(going & jnp.isfinite(saved), saved, jnp.nan)
+        limits = jnp.where(going, x, jnp.nan), jnp.where(outcome == Outcome.SOLVED, end, jnp.nan)
         u = inputs_at(inputs, held, stop)
-        end = pack(jump(model.drift, stop, unpack(end), u, amount, p))
-        return (end, states, outcome, steps + taken), None
+        following = pack(jump(model.drift, stop, unpack(end), u, amount, p))
+        return (following, outcome, steps + taken), (seen, *limits)
 
-    states = jnp.full((times.shape[0], start0.shape[0]), jnp.nan, start0.dtype)
-    carry = (start0, states, jnp.asarray(int(Outcome.SOLVED)), jnp.asarray(0))
-    count = jnp.arange(pieces.bounds.shape[0] - 1)
-    rows = (count, pieces.bounds[:-1], pieces.bounds[1:], pieces.held, pieces.amount)
-    (_, states, outcome, steps), _ = jax.lax.scan(cross, carry, rows)
-    unsorted = jnp.argsort(order)
-    return Solution(states[unsorted], outcome, steps)
+    carry = (start0, jnp.asarray(int(Outcome.SOLVED)), jnp.asarray(0))
+    rows = (pieces.bounds[:-1], pieces.bounds[1:], pieces.held, pieces.amount)
+    (_, outcome, steps), (seen, starts, ends) = jax.lax.scan(cross, carry, rows)
+    index = piece_of(pieces.event, times, after)
+    if inside:
+        states = seen[index, jnp.arange(times.shape[0])]
+    else:
+        states = jnp.where(after[:, None], starts[index], ends[index])
+    return Solution(states[jnp.argsort(order)], outcome, steps)
 
 
 def _step_sizes(solver: Solver, turns: Any) -> diffrax.AbstractStepSizeController:
@@ -156,21 +178,16 @@ def _step_sizes(solver: Solver, turns: Any) -> diffrax.AbstractStepSizeControlle
 
 def _solve_piece(terms: Any, x: Any, start: Any, stop: Any, times: Any, options: dict) -> tuple:
     """States at `times` (those inside the piece), state at its end, outcome, steps."""
-    found = diffrax.diffeqsolve(
-        terms,
-        t0=start,
-        t1=stop,
-        y0=x,
-        saveat=diffrax.SaveAt(
-            subs=[
-                diffrax.SubSaveAt(ts=jnp.clip(times, start, stop)),
-                diffrax.SubSaveAt(t1=True),
-            ]
-        ),
-        **options,
-    )
+    subs = [diffrax.SubSaveAt(t1=True)]
+    if times.shape[0]:
+        subs.append(diffrax.SubSaveAt(ts=jnp.clip(times, start, stop)))
+    found = diffrax.diffeqsolve(terms, t0=start, t1=stop, y0=x, saveat=diffrax.SaveAt(subs=subs), **options)
     ys: Any = found.ys
-    saved, end = ys[0], ys[1][0]
+    end = ys[0][0]
+    if isinstance(terms, diffrax.ODETerm):
+        # Where an event falls on another, the piece between them takes no step, but moves with its limits.
+        end = jnp.where(stop > start, end, x + (stop - start) * terms.vf(start, x, None))
+    saved = ys[1] if times.shape[0] else jnp.zeros((0, end.shape[0]), end.dtype)
     finite = jnp.all(jnp.isfinite(end))
     code = jnp.where(finite, int(Outcome.SOLVED), int(Outcome.NOT_FINITE))
     exhausted = found.result == diffrax.RESULTS.max_steps_reached
