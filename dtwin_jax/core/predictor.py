@@ -171,8 +171,13 @@ def check_record(f: Predictor, record: Record, patient: str = "") -> None:
         seen = np.asarray(series.value)[np.asarray(series.mask)]
         if not np.all(np.isfinite(seen)):
             raise ValueError(f"{where}channel {name!r}: a measured value is not finite")
+    for name, value in record.known.items():
+        if not np.all(np.isfinite(np.asarray(value))):
+            raise ValueError(f"{where}known {name!r}: found {value}, expected a finite number")
     for name, signal in vars(record.inputs).items():
         if isinstance(signal, AbstractSignal):
+            if np.any(np.asarray(getattr(signal, "duration", 0.0)) < 0):
+                raise ValueError(f"{where}input {name!r}: a dose has a negative duration")
             given = np.any(np.asarray(getattr(signal, "amount", 0.0)) != 0.0)
             # A covariate sampled before the start is a fact; a dose before it would be given late.
             start = float(record.t0) if given else -np.inf

@@ -56,7 +56,7 @@ def simulate(
         model: the `Model`.
         p: its parameters.
         inputs: its inputs, each a number or a signal.
-        times: (n,) sorted, none before `t0`.
+        times: (n,) sorted. Before `t0` the result is NaN.
         t0: time of the initial state.
         after: (n,) True where the state just after an event at that time is wanted; before by default.
         key: random key, needed by a model with a diffusion.
@@ -71,11 +71,19 @@ def simulate(
 
 
 def solve(model: Any, p: Any, inputs: Any, times: Any, after: Any, *, t0: Any, key: Any = None) -> Solution:
-    """States of `model` at `times` (any order), by the exact flow if it has one, else by its solver."""
+    """States of `model` at `times` (any order), by the exact flow if it has one, else by its solver.
+
+    NaN at times before `t0`: nothing is known of the state there.
+    """
     t0 = jnp.asarray(t0, dtype=float)
+    found = _solve(model, p, inputs, times, after, t0, key)
+    return eqx.tree_at(lambda s: s.states, found, jnp.where((times >= t0)[:, None], found.states, jnp.nan))
+
+
+def _solve(model: Any, p: Any, inputs: Any, times: Any, after: Any, t0: Any, key: Any) -> Solution:
     if not times.shape[0]:
         # Diffrax refuses to save nothing.
-        start = solve(model, p, inputs, t0[None], jnp.zeros(1, bool), t0=t0, key=key)
+        start = _solve(model, p, inputs, t0[None], jnp.zeros(1, bool), t0, key)
         return Solution(start.states[:0], start.outcome, start.steps)
     if model.dosing is not None:
         inputs = model.dosing(inputs, p)

@@ -62,9 +62,10 @@ def calibrate(
     _check_covariates(f, cohort)
     _check_precision()
     density, base = density_of(f, priors or {}, tuple(cohort.record.known))
-    run = Run(density, base, cohort, method, key, None if checkpoint is None else Path(checkpoint))
+    key_draws, key_posterior = jax.random.split(key)
+    run = Run(density, base, cohort, method, key_draws, None if checkpoint is None else Path(checkpoint))
     draws = run.population(progress) if isinstance(f, Population) else run.patients(progress)
-    posterior = _posterior(density, base, cohort, draws, key)
+    posterior = _posterior(density, base, cohort, draws, key_posterior)
     attributes = {
         "wall_seconds": time.perf_counter() - began,
         "compile_seconds": run.compile_seconds,
@@ -114,7 +115,8 @@ def _posterior(density: Any, base: Any, cohort: Cohort, draws: tuple, key: Any) 
         name: np.asarray(value) for name, value in constrained(density, base, record, z, centring).items()
     }
     theta = theta_of(density, values, len(cohort))
-    likelihood, expected, predictive = evaluate(density, base, record, theta, jax.random.fold_in(key, 1))
-    prior = prior_draws(density, base, record, jax.random.split(jax.random.fold_in(key, 2), 1000))
+    key_predictive, key_prior = jax.random.split(key)
+    likelihood, expected, predictive = evaluate(density, base, record, theta, key_predictive)
+    prior = prior_draws(density, base, record, jax.random.split(key_prior, 1000))
     prior = {name: np.asarray(value) for name, value in prior.items() if value.ndim == 1}
     return Posterior(values, stats, likelihood, expected, predictive, prior)

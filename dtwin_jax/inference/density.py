@@ -46,11 +46,14 @@ def estimated(f: Predictor, priors: Mapping[str, Override], known: Any = ()) -> 
         Parameters with the known numbers filled in; name -> prior of the estimated ones.
 
     Raises:
-        ValueError: a name that `f` does not have, or nothing to estimate.
+        ValueError: a name that `f` does not have, a prior for what the data know, or nothing to estimate.
     """
     p = f.params()
     declared = quantities(p)
     check_names(f.name, "parameter", priors, declared)
+    for name, given in priors.items():
+        if isinstance(given, Prior) and name in known:
+            raise ValueError(f"{name!r} is known of the patients, and has a prior: leave one of the two out")
     numbers = {
         name: float(given)
         for name, given in priors.items()
@@ -65,9 +68,13 @@ def estimated(f: Predictor, priors: Mapping[str, Override], known: Any = ()) -> 
 
 def parameters(names: tuple[str, ...], base: Any, theta: Any, record: Record) -> Any:
     """One patient's parameters: `base`, with what is known of the patient, with `theta` by `names`."""
-    declared = quantities(base)
-    facts = {name: value for name, value in record.known.items() if name in declared}
-    return assign(base, facts | {name: theta[i] for i, name in enumerate(names)})
+    return assign(with_known(base, record), {name: theta[i] for i, name in enumerate(names)})
+
+
+def with_known(p: Any, record: Record) -> Any:
+    """`p` with what is known of the patient filled in; other covariates are passed over."""
+    declared = quantities(p)
+    return assign(p, {name: value for name, value in record.known.items() if name in declared})
 
 
 def patient_log_likelihood(

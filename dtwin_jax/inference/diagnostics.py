@@ -56,12 +56,16 @@ def _number(found: Any) -> float:
 
 def complaints(tree: Any) -> list[str]:
     """What a user must know before using a result, one sentence each; empty if all is well."""
-    table = summary(tree, individual=tree.attrs["kind"] == "independent")
+    table = summary(tree, individual=True)
     said = []
+    if tree["posterior"].sizes["chain"] == 1:
+        said.append("one chain cannot be compared with another: run at least two")
     for name in table["variable"].values:
         row = table.sel(variable=name)
         r_hat, ess = float(row["r_hat"]), float(min(row["ess_bulk"], row["ess_tail"]))
-        if r_hat > R_HAT_LIMIT:
+        if not np.isfinite(ess):
+            said.append(f"{name}: its draws do not move, or are not finite")
+        elif r_hat > R_HAT_LIMIT:
             said.append(f"{name}: R-hat is {r_hat:.3f}, above {R_HAT_LIMIT}: its chains disagree, draw more")
         elif ess < ESS_LIMIT:
             said.append(f"{name}: effective sample size is {ess:.0f}, below {ESS_LIMIT}: draw more")

@@ -40,7 +40,8 @@ class Run:
 
     def population(self, progress: bool) -> tuple[dict, dict, Any]:
         """Draws and statistics, leading axes (chain, draw), and the centring of the draws' coordinates."""
-        keys = jax.random.split(jax.random.fold_in(self.key, 0), self.method.chains)
+        key, key_pilot = jax.random.split(self.key)
+        keys = jax.random.split(key, self.method.chains)
         record = jax.tree.map(jnp.asarray, self.cohort.record)
         population = self.density.population
         effects = len(population.varying)
@@ -49,7 +50,7 @@ class Run:
         with _bar(self._blocks() + pilot, progress) as bar:
             centring = jnp.full(effects, 0.5 if piloted else float(bool(population.centred)))
             if piloted:
-                first = jax.random.split(jax.random.fold_in(self.key, 1), self.method.chains)
+                first = jax.random.split(key_pilot, self.method.chains)
                 blocks = self._run_blocks((self.base, record, centring), first, False, ("pilot", pilot), bar)
                 z, _ = self._joined(blocks, 1, slice(pilot * self.method.block // 2, None))
                 centring = best_centring(

@@ -14,7 +14,7 @@ import optax
 from dtwin_jax.core.predictor import PENALTY, check_cohort, differentiated, log_likelihood
 from dtwin_jax.core.quantity import assign, quantities, values
 from dtwin_jax.core.record import Cohort, Record, stack
-from dtwin_jax.inference.density import standard_promotion
+from dtwin_jax.inference.density import standard_promotion, with_known
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Trained:
     """Parameters after training.
 
     Attributes:
-        params: the best of all steps.
+        params: the best of all steps; with batches, whose losses do not compare, the last.
         loss: (steps,) before each step: mean over patients of minus the log-likelihood, plus minus the
             log prior of what was trained over the number of patients.
         failed: patients of whom the model cannot explain a measurement at `params`.
@@ -116,8 +116,7 @@ class _Task:
 
 
 def _minus_log_likelihood(f: Any, p: Any, record: Record) -> Any:
-    known = {name: value for name, value in record.known.items() if name in quantities(p)}
-    return -sum(jnp.sum(value) for value in log_likelihood(f, assign(p, known), record).values())
+    return -sum(jnp.sum(value) for value in log_likelihood(f, with_known(p, record), record).values())
 
 
 def _mask(p: Any, where: Callable[[Any], Any]) -> Any:
@@ -162,7 +161,7 @@ def _run(task: _Task, count: int, rest: Any, record: Record, state: tuple) -> tu
         loss, slope = eqx.filter_value_and_grad(task.loss)(trained, rest, seen, patients)
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(slope)]))
         slope = jax.tree.map(lambda g: jnp.where(finite, g, 0.0), slope)
-        better = loss < least
+        better = (loss < least) if task.batch is None else jnp.isfinite(loss)
         best = jax.tree.map(lambda new, old: jnp.where(better, new, old), trained, best)
         moved, memory = task.optimiser.update(slope, memory, trained)
         trained = eqx.apply_updates(trained, moved)
@@ -180,8 +179,7 @@ def _run(task: _Task, count: int, rest: Any, record: Record, state: tuple) -> tu
 
 def _unexplained(f: Any, p: Any, record: Record, ids: tuple[str, ...]) -> tuple[str, ...]:
     def one(record):
-        known = {name: value for name, value in record.known.items() if name in quantities(p)}
-        likelihood = log_likelihood(f, assign(p, known), record)
+        likelihood = log_likelihood(f, with_known(p, record), record)
         return jnp.any(jnp.stack([jnp.any(value <= PENALTY) for value in likelihood.values()]))
 
     lost = np.asarray(eqx.filter_jit(jax.vmap(one))(record))

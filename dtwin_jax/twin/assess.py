@@ -58,7 +58,8 @@ def score(f: Any, tree: Any, held_out: Record, *, key: Any, samples: int = 1000)
         `xarray.Dataset` by `channel`: `n`; `crps`, mean continuous ranked probability score in the
         channel's unit, lower is better; `log_score`, mean log predictive density, higher is better;
         `coverage_50` and `coverage_90`, the share inside the central bands; `mae` of the predictive
-        median. Values below or above a limit count in `log_score` only.
+        median; `failed`, the share of draws whose solve failed, which are left out. Values below or above
+        a limit count in `log_score` only.
 
     Source: Gneiting & Raftery 2007, doi 10.1198/016214506000001437.
     """
@@ -74,8 +75,12 @@ def score(f: Any, tree: Any, held_out: Record, *, key: Any, samples: int = 1000)
     for name, series in held_out.observations.items():
         mask = np.asarray(series.mask)
         seen = mask & (np.asarray(series.censor) == SEEN)
-        rows[name] = _scores(np.asarray(series.value)[seen], drawn[name][:, seen], likelihood[name][:, mask])
-    columns = ("n", "crps", "log_score", "coverage_50", "coverage_90", "mae")
+        solved = np.all(np.isfinite(drawn[name][:, mask]), axis=1)
+        told = _scores(
+            np.asarray(series.value)[seen], drawn[name][solved][:, seen], likelihood[name][solved][:, mask]
+        )
+        rows[name] = [*told, 1.0 - float(np.mean(solved))]
+    columns = ("n", "crps", "log_score", "coverage_50", "coverage_90", "mae", "failed")
     table = np.asarray([rows[name] for name in rows])
     return xr.Dataset(
         {column: ("channel", table[:, i]) for i, column in enumerate(columns)}, {"channel": list(rows)}
@@ -83,8 +88,8 @@ def score(f: Any, tree: Any, held_out: Record, *, key: Any, samples: int = 1000)
 
 
 def _scores(value: np.ndarray, drawn: np.ndarray, likelihood: np.ndarray) -> list[float]:
-    if likelihood.shape[1] == 0:
-        return [0.0] + [np.nan] * 5
+    if likelihood.size == 0 or len(drawn) < 2:
+        return [float(likelihood.shape[1])] + [np.nan] * 5
     peak = likelihood.max(axis=0)
     log_score = np.mean(peak + np.log(np.mean(np.exp(likelihood - peak), axis=0)))
     inside = [

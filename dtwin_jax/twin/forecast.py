@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dtwin_jax.core.predictor import check_cohort
 from dtwin_jax.core.record import Cohort, Record, Series
 from dtwin_jax.inference.population import PopulationDensity
 from dtwin_jax.inference.predictive import evaluate, new_patients, theta_of
@@ -52,7 +53,8 @@ def forecast_new(f: Any, tree: Any, planned: Record, *, key: Any, samples: int =
     shared = {name: jnp.asarray(value) for name, value in values.items() if name not in density.individual}
     if "correlation" in shared:
         shared["correlation_factor"] = jnp.linalg.cholesky(shared.pop("correlation"))
-    keys = jax.random.split(jax.random.fold_in(key, 1), count)
+    key, key_effects = jax.random.split(key)
+    keys = jax.random.split(key_effects, count)
     record = jax.tree.map(jnp.asarray, planned)
     drawn = {name: np.asarray(v) for name, v in new_patients(density, base, record, shared, keys).items()}
     return _predictions(tree, density, base, ids, planned, theta_of(density, drawn, len(ids)), key)
@@ -122,6 +124,7 @@ def _predictions(
 ) -> Any:
     import xarray as xr
 
+    check_cohort(density.predictor, Cohort(tuple(ids), planned))
     record = jax.tree.map(jnp.asarray, planned)
     _, expected, drawn = evaluate(density, base, record, theta, key)
     outputs = density.predictor.schema().outputs if hasattr(density.predictor, "schema") else {}
