@@ -30,6 +30,7 @@ from dtwin_jax.dynamics.model import Model
 from dtwin_jax.dynamics.residual import additive
 from dtwin_jax.dynamics.simulate import simulate
 from dtwin_jax.dynamics.solver import Outcome, Solver
+from dtwin_jax.models import one_compartment
 
 EXPLICIT, IMPLICIT = (diffrax.Tsit5, diffrax.Dopri8), (diffrax.Kvaerno5,)
 run = functools.partial(jax.jit, static_argnums=0)(simulate)
@@ -164,3 +165,11 @@ def test_no_times_give_no_values(model):
 def test_a_patient_without_doses_stays_empty(model):
     found = run(model, Params(), Inputs(iv=Doses([], [])), np.array([0.0, 5.0]))
     assert np.all(np.asarray(found.state.central) == 0.0)
+
+
+def test_nothing_is_known_before_the_start():
+    """The state before `t0` is no part of a record."""
+    trajectory = simulate(
+        one_compartment, one_compartment.params(), one_compartment.inputs(), np.array([-1.0, 0.0])
+    )
+    assert np.isnan(trajectory.output.concentration).tolist() == [True, False]

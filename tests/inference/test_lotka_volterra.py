@@ -14,7 +14,20 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 
-from dtwin_jax import Model, Nuts, Record, Scalar, Series, Solver, calibrate, lognormal, normal, param, summary, var
+from dtwin_jax import (
+    Model,
+    Nuts,
+    Record,
+    Scalar,
+    Series,
+    Solver,
+    calibrate,
+    lognormal,
+    normal,
+    param,
+    summary,
+    var,
+)
 
 
 class Params(eqx.Module):
