@@ -30,6 +30,6 @@ def test_a_sound_record_passes():
     ],
 )
 def test_a_fault_is_named_with_the_patient(bad, told):
-    with pytest.raises(ValueError, match="patient 'P7'|one_compartment") as error:
+    with pytest.raises(ValueError, match=r"patient 'P7'|one_compartment") as error:
         check_record(one_compartment, bad, "P7")
     assert told in str(error.value)
