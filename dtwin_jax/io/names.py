@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dtwin_jax.core.quantity import Quantity
+from dtwin_jax.core.units import product
 from dtwin_jax.io.cells import Kind
 from dtwin_jax.io.rows import Source, TableError
 
@@ -146,6 +147,12 @@ def renamed(vocabulary: Vocabulary, name: str) -> str | None:
         if str(key).casefold() == name.casefold():
             return new
     return name
+
+
+def amount_unit(unit: str, time_unit: str) -> str:
+    """The unit of an amount given through an input in `unit`, as short as can be said: mg for mg/h."""
+    short = unit.removesuffix(f"/{time_unit}")
+    return short if short and short != unit else product(unit, time_unit)
 
 
 def suggestion(name: str, options: Iterable[str]) -> str:

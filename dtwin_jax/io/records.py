@@ -9,28 +9,31 @@ from dtwin_jax.core.record import Record, Series
 from dtwin_jax.core.signal import Doses, Sampled, Steps
 from dtwin_jax.core.units import UnitError, compatible, convert, product
 from dtwin_jax.io.facts import Reading, stated_unit
-from dtwin_jax.io.names import INPUT, KNOWN, OUTPUT, Target, Vocabulary
+from dtwin_jax.io.names import INPUT, KNOWN, OUTPUT, Target, Vocabulary, amount_unit
 from dtwin_jax.io.rows import TableError
 
 AMOUNT, RATE, VALUE = "amount", "rate", "value"
 
 
-def records(reading: Reading, vocabulary: Vocabulary, inputs: Any) -> dict[str, Record]:
+def records(
+    reading: Reading, vocabulary: Vocabulary, inputs: Any, t0: float | None = None
+) -> dict[str, Record]:
     """One record a patient, in the order of the file.
-
-    A record starts at time 0, or at the patient's first time where that is negative.
 
     Args:
         reading: of the table.
         vocabulary: the model's names.
         inputs: the model's neutral inputs; None for a predictor that has none.
+        t0: where every record starts; None for time 0, or a patient's first dose or measurement where that
+            is earlier. Values of an input may be older: the state holds from the start on.
 
     Raises:
         TableError: a unit that is missing or does not fit, a value outside the plausible range, a row that
-            stands twice, a known value that changes, a patient without measurements.
+            stands twice, a known value that changes, a patient without measurements, a dose before `t0`.
     """
     value, dose = _in_model_units(reading, vocabulary)
     _check_amounts(reading, vocabulary, dose)
+    _check_early(reading, vocabulary, dose, t0)
     _check_plausible(reading, vocabulary, value, dose)
     _check_one_kind(reading, vocabulary, dose)
     _check_twice(reading, vocabulary)
@@ -53,14 +56,16 @@ def records(reading: Reading, vocabulary: Vocabulary, inputs: Any) -> dict[str, 
     found = {}
     for name, start, end in zip(columns.patients, starts[:-1], starts[1:], strict=True):
         mine = {key: array[start:end] for key, array in told.items()}
-        found[name] = _record(mine, vocabulary.targets, reading.shape, inputs)
+        found[name] = _record(mine, vocabulary.targets, reading.shape, inputs, t0)
     return found
 
 
-def _record(told: dict[str, np.ndarray], targets: tuple[Target, ...], shape: str, inputs: Any) -> Record:
+def _record(
+    told: dict[str, np.ndarray], targets: tuple[Target, ...], shape: str, inputs: Any, t0: float | None
+) -> Record:
     """The record of one patient, from arrays of its facts that are sorted by target and time."""
     signals, observations, known = {}, {}, {}
-    t0 = 0.0
+    first = 0.0
     edges = np.flatnonzero(np.diff(told["target"])) + 1
     for start, end in zip((0, *edges), (*edges, len(told["target"])), strict=True):
         target = targets[told["target"][start]]
@@ -68,7 +73,8 @@ def _record(told: dict[str, np.ndarray], targets: tuple[Target, ...], shape: str
         if target.kind == KNOWN:
             known[target.name] = np.asarray(value[0])
             continue
-        t0 = min(t0, float(time[0]))
+        if target.kind == OUTPUT or told["dose"][start]:
+            first = min(first, float(time[0]))
         if target.kind == OUTPUT:
             censor, after = told["censor"][start:end], told["after"][start:end]
             observations[target.name] = Series(time, value, censor=censor, after=after)
@@ -77,7 +83,8 @@ def _record(told: dict[str, np.ndarray], targets: tuple[Target, ...], shape: str
         else:
             kind = Steps if (target.shape or shape) == "steps" else Sampled
             signals[target.name] = kind(time, value)
-    return Record(replace_fields(inputs, signals) if signals else inputs, observations, known, t0)
+    inputs = replace_fields(inputs, signals) if signals else inputs
+    return Record(inputs, observations, known, first if t0 is None else t0)
 
 
 def _in_model_units(reading: Reading, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
@@ -126,8 +133,8 @@ def _unit_of(reading: Reading, vocabulary: Vocabulary, at: int) -> str:
         return "1"
     if not unit:
         example = target.quantity.unit
-        if facts.given[at] and example.endswith(f"/{vocabulary.time_unit}"):
-            example = example.removesuffix(f"/{vocabulary.time_unit}")
+        if facts.given[at]:
+            example = amount_unit(example, vocabulary.time_unit)
         expected = f"a unit for {target.name!r}, such as {example!r}; or pass units={{{target.name!r}: ...}}"
         raise _unit_error(reading, at, "nothing" if facts.unit[at] >= 0 else "no unit", expected)
     return unit
@@ -148,6 +155,16 @@ def _check_amounts(reading: Reading, vocabulary: Vocabulary, dose: np.ndarray) -
         found = f"{facts.value[at]:.15g} of {vocabulary.targets[facts.target[at]].name!r}"
         role = facts.columns[facts.column[at]]
         raise reading.columns.error(int(facts.row[at]), role, found, "an amount that is not negative")
+
+
+def _check_early(reading: Reading, vocabulary: Vocabulary, dose: np.ndarray, t0: float | None) -> None:
+    facts = reading.facts
+    early = dose & (reading.time[facts.row] < (-np.inf if t0 is None else t0))
+    if early.any():
+        at = int(np.argmax(early))
+        row, name = int(facts.row[at]), vocabulary.targets[facts.target[at]].name
+        found = f"a dose of {name!r} at {reading.time[row]:g} {vocabulary.time_unit}"
+        raise reading.columns.error(row, "time", found, f"none before t0, {t0:g} {vocabulary.time_unit}")
 
 
 def _check_plausible(reading: Reading, vocabulary: Vocabulary, value: np.ndarray, dose: np.ndarray) -> None:
@@ -265,9 +282,11 @@ def _check_measured(reading: Reading, vocabulary: Vocabulary) -> None:
 def _after(reading: Reading, dose: np.ndarray) -> np.ndarray:
     """True for facts that stand in the file after a dose of the same patient and time."""
     patient, time = reading.columns.patient, reading.time
-    order = np.argsort(patient, kind="stable")
+    # A row without a time is of no moment (0, where no dose stands), and ends none.
+    timed = np.flatnonzero(~np.isnan(time))
+    order = timed[np.argsort(patient[timed], kind="stable")]
     new = (np.diff(patient[order], prepend=-1) != 0) | (np.diff(time[order], prepend=np.nan) != 0)
-    moment = np.empty(len(patient), int)
+    moment = np.zeros(len(patient), int)
     moment[order] = np.cumsum(new)
     first = np.full(len(patient) + 1, len(patient))
     rows = reading.facts.row

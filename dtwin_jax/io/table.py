@@ -52,6 +52,7 @@ def read_table(
     covariates: Mapping[str, str] | None = None,
     inputs: Mapping[str, str] | None = None,
     form: str | None = None,
+    t0: float | None = None,
 ) -> dict[str, Record]:
     """Patients of a CSV or Parquet file: id -> record, in the order of the file, in the units of `f`.
 
@@ -70,6 +71,8 @@ def read_table(
         covariates: name -> unit in the file, of values that the file has and the model may lack.
         inputs: NONMEM compartment -> input (`{"1": "oral"}`), or input -> `"steps"` or `"sampled"`.
         form: `"long"` or `"wide"`, where the header does not say.
+        t0: when the model's initial state holds, in the model's unit of time; None for time 0, or a patient's
+            first dose or measurement where that is earlier.
 
     Raises:
         TableError: anything that is wrong with the file, with line, column and patient.
@@ -80,7 +83,8 @@ def read_table(
     names = vocabulary(f, rename, units, covariates, inputs)
     source = open_table(path)
     neutral = getattr(f, "inputs", None)
-    return records(_form(source, names, form)(source, names), names, None if neutral is None else neutral())
+    reading = _form(source, names, form)(source, names)
+    return records(reading, names, None if neutral is None else neutral(), t0)
 
 
 def _form(source: Source, names: Vocabulary, form: str | None) -> Any:

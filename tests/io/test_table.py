@@ -154,6 +154,14 @@ def test_a_measurement_is_before_the_dose_unless_its_row_stands_after(table):
     np.testing.assert_array_equal(early.after, [False, False])
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_row_without_a_time_does_not_change_what_stands_after_a_dose(table, place):
+    rows = ["P1,0,oral,100,mg,\n", "P1,0,concentration,0.1,mg/L,\n"]
+    rows.insert(place, "P1,,WT,70,kg,\n")
+    record = read_table(table(LONG + "".join(rows)), DRUG)["P1"]
+    np.testing.assert_array_equal(record.observations["concentration"].after, [True])
+
+
 def test_another_patients_dose_is_no_tie(table):
     path = table(LONG + "P1,0,oral,100,mg,\nP2,0,concentration,0.1,mg/L,\nP1,0,concentration,1,mg/L,\n")
     records = read_table(path, DRUG)
@@ -239,6 +247,32 @@ def test_negative_times_move_the_start(table):
     record = read_table(path, DRUG)["P1"]
     assert float(record.t0) == -2.0
     check_record(DRUG, record)
+
+
+def test_an_input_sampled_before_0_does_not_move_the_start(table):
+    rows = "P1,-10,insulin,10,uU/mL,\nP1,5,insulin,20,uU/mL,\nP1,5,glucose,90,mg/dL,\n"
+    record = read_table(table(LONG + rows), GLUCOSE)["P1"]
+    assert float(record.t0) == 0.0
+    np.testing.assert_array_equal(record.inputs.insulin.time, [-10.0, 5.0])
+    check_record(GLUCOSE, record)
+
+
+@pytest.mark.parametrize("first", ["oral,1,mg", "concentration,0,mg/L"])
+def test_a_dose_or_measurement_before_0_moves_the_start(table, first):
+    path = table(LONG + f"P1,-2,{first},\nP1,1,concentration,1,mg/L,\n")
+    assert float(read_table(path, DRUG)["P1"].t0) == -2.0
+
+
+def test_the_start_may_be_given(table):
+    path = table(LONG + "P1,-2,concentration,1,mg/L,\nP1,9,concentration,1,mg/L,\n")
+    assert float(read_table(path, DRUG, t0=-5.0)["P1"].t0) == -5.0
+    assert float(read_table(path, DRUG, t0=8.0)["P1"].t0) == 8.0
+
+
+def test_a_dose_before_the_start_that_was_given_is_refused(table):
+    path = table(LONG + "P1,1,oral,5,mg,\nP1,9,concentration,1,mg/L,\n")
+    message = refusal(path, t0=8.0)
+    assert message.startswith("line 2, column 'time', patient 'P1'") and "t0, 8 h" in message
 
 
 def test_one_measurement_and_a_dose_after_the_last_are_accepted(table):
