@@ -232,7 +232,7 @@ def _scores() -> xr.Dataset:
 
 def _attrs(chains: int, draws: int) -> dict[str, Any]:
     priors = {
-        "CL_pop": {"lognormal": {"median": 5.2, "cv": 0.5}},
+        "CL": {"lognormal": {"median": 5.2, "cv": 0.5}},
         "omega_CL": {"halfnormal": {"scale": 0.5}},
     }
     return {

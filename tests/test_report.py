@@ -14,8 +14,9 @@ import pytest
 import xarray as xr
 from plotly.offline import get_plotlyjs
 
+from dtwin_jax.plot.posterior import summarise
 from dtwin_jax.report import write_report
-from dtwin_jax.report.tables import significant
+from dtwin_jax.report.tables import significant, spreads
 
 BROWSER = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -137,6 +138,31 @@ def test_independent_patients_without_optional_groups_have_a_report(tmp_path):
     page = write_report(result, tmp_path / "r.html", curves=data.curves).read_text(encoding="utf-8")
     assert 'id="residuals"' not in page and 'id="predictive"' not in page and 'id="variability"' in page
     assert "Every patient could be solved." in page
+
+
+PRIOR_AND_SPREAD = [
+    ({"lognormal": {"median": 4.0, "log_sd": 1.0}}, "CV 53%"),
+    ({"halfnormal": {"scale": 4.0}}, "CV 53%"),
+    ({"gamma": {"shape": 4.0, "rate": 1.0}}, "CV 53%"),
+    ({"normal": {"mean": 4.0, "sd": 1.0, "low": 0.0}}, "CV 53%"),
+    ({"normal": {"mean": 4.0, "sd": 1.0}}, "sd 0.500 L/h"),
+    ({"normal": {"mean": 4.0, "sd": 1.0, "low": 1.0}}, "sd 0.500 on the log from the limit"),
+    ({"normal": {"mean": 4.0, "sd": 1.0, "low": 0.0, "high": 9.0}}, "sd 0.500 on the logit"),
+    ({"uniform": {"low": 0.0, "high": 9.0}}, "sd 0.500 on the logit"),
+    ({"beta": {"a": 2.0, "b": 2.0}}, "sd 0.500 on the logit"),
+    (None, "sd 0.500"),
+]
+
+
+@pytest.mark.parametrize(("prior", "text"), PRIOR_AND_SPREAD)
+def test_only_a_spread_on_the_log_is_a_coefficient_of_variation(prior, text):
+    # sqrt(exp(0.5^2) - 1) = 0.533
+    result = synthetic.build(3, draws=20).result
+    result["posterior"]["omega_CL"].values[:] = 0.5
+    result.attrs["priors"] = json.dumps({} if prior is None else {"CL": prior})
+    rows = summarise(result, ["CL_pop", "omega_CL"])
+    table = spreads(result, rows)
+    assert table is not None and table.rows[0][table.head.index("between patients")] == text
 
 
 @pytest.mark.parametrize(

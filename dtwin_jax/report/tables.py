@@ -97,22 +97,48 @@ def diagnostics(summaries: Sequence[Summary]) -> Table:
 
 
 def spreads(result: Any, rows: Sequence[Summary]) -> Table | None:
-    """The spread between patients of each parameter that varies; None where none does."""
+    """The spread between patients of each parameter that varies; None where none does.
+
+    A coefficient of variation where the effect is on the log; elsewhere the sd, on the parameter's own scale
+    or on the logit of a parameter between two limits.
+    """
     by_name, draws = {row.name: row for row in rows}, group(result, "posterior")
+    beliefs = json.loads(result.attrs.get("priors") or "{}")
     lines = []
     for name in (name for name in by_name if name.startswith("omega_")):
-        spread = np.asarray(draws[name], float)
-        finite = np.isfinite(spread).all()
-        # Of a lognormal parameter: its coefficient of variation is sqrt(exp(omega^2) - 1).
-        cv = 100 * np.sqrt(np.expm1(spread**2)) if finite else np.full(1, np.nan)
+        omega = np.asarray(draws[name], float)
+        omega = omega if np.isfinite(omega).all() else np.full(1, np.nan)
         base = name.removeprefix("omega_")
         typical = by_name.get(f"{base}_pop")
         middle = significant(typical.median) if typical else "–"
         unit = "" if typical is None or typical.unit == "1" else typical.unit
-        quantiles = [f"{q:.0f}%" if np.isfinite(q) else "–" for q in np.quantile(cv, (0.5, 0.05, 0.95))]
-        lines.append((base, unit, middle, significant(by_name[name].median), *quantiles))
-    head = ("parameter", "unit", "typical", "omega", "CV", "5%", "95%")
+        scale = _scale(beliefs.get(base))
+        if scale == "log":
+            # Of a lognormal parameter: its coefficient of variation is sqrt(exp(omega^2) - 1).
+            cv = 100 * np.sqrt(np.expm1(omega**2))
+            middle_spread, *limits = (
+                f"{q:.0f}%" if np.isfinite(q) else "–" for q in np.quantile(cv, (0.5, 0.05, 0.95))
+            )
+            words = f"CV {middle_spread}"
+        else:
+            middle_spread, *limits = map(significant, np.quantile(omega, (0.5, 0.05, 0.95)))
+            words = " ".join(filter(None, ("sd", middle_spread, unit if scale == "own" else scale)))
+        lines.append((base, unit, middle, significant(by_name[name].median), words, *limits))
+    head = ("parameter", "unit", "typical", "omega", "between patients", "5%", "95%")
     return Table(head, tuple(lines), 2) if lines else None
+
+
+def _scale(prior: Any) -> str:
+    """Where a parameter's random effect is: "log", "own", or words for another scale; empty if unknown."""
+    if not prior:
+        return ""
+    ((family, args),) = prior.items()
+    limits = {"low", "high"} & set(args)
+    if family in {"lognormal", "halfnormal", "gamma"} or (limits == {"low"} and args["low"] == 0):
+        return "log"
+    if not limits and family == "normal":
+        return "own"
+    return "on the log from the limit" if len(limits) == 1 else "on the logit"
 
 
 def score_table(scores: Any) -> Table | None:
