@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dtwin_jax.jobs.document import JobError, suggestion
+from dtwin_jax.io.names import suggestion
+from dtwin_jax.jobs.document import JobError
 
 
 class Columns(NamedTuple):

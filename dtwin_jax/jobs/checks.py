@@ -10,12 +10,11 @@ from typing import Any
 
 from dtwin_jax.core.predictor import Predictor, Schema
 from dtwin_jax.core.units import UnitError, factor
-from dtwin_jax.jobs.document import Document, Fault, shown, suggestion
+from dtwin_jax.io.names import SHAPES, suggestion
+from dtwin_jax.jobs.document import Document, Fault, shown
 from dtwin_jax.jobs.lines import Path
 from dtwin_jax.jobs.plan import unknown
 from dtwin_jax.jobs.values import measure
-
-SHAPES = ("steps", "sampled")
 
 
 def model_of(document: Document) -> tuple[Any, list[Fault]]:
@@ -106,18 +105,22 @@ def _unit_faults(path: Path, unit: Any) -> list[Fault]:
 
 
 def _window_faults(raw: dict[str, Any], schema: Schema) -> list[Fault]:
-    faults = []
+    faults = _time_faults(("data", "t0"), _table(raw, "data").get("t0"), schema)
     for key in ("from", "until"):
         for name, given in _table(raw, "data", key).items():
             path = ("data", key, name)
             if name not in schema.outputs:
                 faults.append(unknown(path, "output", name, schema.outputs))
-            try:
-                reason = measure(given).fits(schema.time_unit)
-            except ValueError:
-                continue  # of the wrong type: already found
-            faults += [Fault(path, reason)] if reason else []
+            faults += _time_faults(path, given, schema)
     return faults
+
+
+def _time_faults(path: Path, given: Any, schema: Schema) -> list[Fault]:
+    try:
+        reason = "" if given is None else measure(given).fits(schema.time_unit)
+    except ValueError:
+        return []  # of the wrong type: already found
+    return [Fault(path, reason)] if reason else []
 
 
 def _input_faults(raw: dict[str, Any], schema: Schema) -> list[Fault]:
@@ -176,7 +179,7 @@ def _covariate_faults(
             Fault((*path, "name"), what, f"a name of [data.covariates], or of {', '.join(schema.parameters)}")
         )
     elif isinstance(name, str) and isinstance(unit, str) and not _same(unit, known[name]):
-        faults.append(Fault((*path, "unit"), f"found {unit!r}", f"{known[name]!r}, that of the data"))
+        faults.append(Fault((*path, "unit"), f"found {unit!r}", f"{known[name]!r}, in which it is read"))
     return faults
 
 

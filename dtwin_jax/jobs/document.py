@@ -1,6 +1,5 @@
 """TOML files read with every fault named by file, line and key, all at once."""
 
-import difflib
 import os
 import re
 import tomllib
@@ -11,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from dtwin_jax.io.names import suggestion
 from dtwin_jax.jobs.lines import Path, key_lines
 
 _YAML = re.compile(r"(?:---|%YAML|[\w.\-]+[ \t]*:([ \t]|$))")
@@ -190,13 +190,6 @@ def _section_in(annotation: Any) -> type[BaseModel]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next(_section_in(part) for part in annotation.__args__ if part is not type(None))
-
-
-def suggestion(name: str, options: Iterable[str]) -> str:
-    """`"; did you mean 'time'?"`, or nothing."""
-    by_fold = {option.casefold(): option for option in options}
-    near = difflib.get_close_matches(name.casefold(), by_fold, n=1)
-    return f"; did you mean {by_fold[near[0]]!r}?" if near else ""
 
 
 def shown(value: Any) -> str:

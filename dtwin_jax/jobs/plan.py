@@ -11,7 +11,8 @@ from dtwin_jax.core.predictor import Schema
 from dtwin_jax.core.record import Cohort, Record, scenario
 from dtwin_jax.core.signal import Doses
 from dtwin_jax.core.units import product
-from dtwin_jax.jobs.document import Fault, JobError, Section, read_document, suggestion, validate
+from dtwin_jax.io.names import suggestion
+from dtwin_jax.jobs.document import Fault, JobError, Section, read_document, validate
 from dtwin_jax.jobs.lines import Path
 from dtwin_jax.jobs.values import AmountValue, Measure, MeasureValue, measure
 
@@ -149,6 +150,9 @@ def plan_faults(plan: Plan, schema: Schema, prefix: Path = ()) -> list[Fault]:
         elif rule.amount != "own":
             unit = product(schema.inputs[rule.input].unit, schema.time_unit)
             found += _unit_fault((*path, "amount"), rule.amount, unit)
+        if rule.input in plan.hold:
+            what = f"{rule.input!r} is dosed here and held at {plan.hold[rule.input]}"
+            found.append(Fault((*path, "input"), what, "one or the other"))
     for name, value in plan.hold.items():
         path = (*prefix, "hold", name)
         if name in schema.inputs:
@@ -267,11 +271,18 @@ def _own(name: str, given: Any, cohort: Cohort) -> tuple[np.ndarray, np.ndarray]
 
 
 def single_doses(rules: list[DoseRule], schema: Schema) -> dict[str, Doses]:
-    """The doses of a plan for nobody in particular, by input; no amount may be `"own"`."""
+    """The doses of a plan for nobody in particular, by input.
+
+    Raises:
+        JobError: an amount that is `"own"`, a dose before the start at time 0.
+    """
     found: dict[str, list[tuple[float, float, float]]] = {}
     for rule in rules:
         if rule.amount == "own":
             raise JobError(f"--dose {rule.input}=own: nobody's own dose is known here, expected an amount")
+        if rule.start.value < 0:
+            expected = "expected 0 or later: a simulation starts at 0"
+            raise JobError(f"--dose {rule.input}: found a dose at {rule.start}, {expected}")
         size = rule.amount.to(product(schema.inputs[rule.input].unit, schema.time_unit))
         length = 0.0 if rule.duration is None else rule.duration.to(schema.time_unit)
         rows = found.setdefault(rule.input, [])
