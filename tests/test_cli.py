@@ -15,6 +15,7 @@ import xarray as xr
 
 from dtwin_jax import cli
 from dtwin_jax.inference import nuts
+from dtwin_jax.inference.result import save
 from dtwin_jax.models import CATALOGUE
 
 TABLE = """\
@@ -125,6 +126,90 @@ def test_a_forecast_by_options_equals_that_of_a_plan_file(twin, tmp_path, capfd)
     with xr.open_datatree(a) as first, xr.open_datatree(b) as second:
         xr.testing.assert_identical(first["predictions"].to_dataset(), second["predictions"].to_dataset())
     assert "Zoë" in capfd.readouterr().out
+
+
+def test_a_forecast_of_the_command_equals_that_of_the_job(tmp_path):
+    plan = "until = 24\nevery = 6\n"
+    folder = lay_out(tmp_path, "seed = 7\n" + JOB + f"[forecast]\n{plan}")
+    (folder / "plan.toml").write_text(plan)
+    assert cli.run(["calibrate", str(folder / "job.toml")]) == 0
+    made, options = {}, {"same": [], "named": ["--seed", "7"], "other": ["--seed", "8"]}
+    for name, option in options.items():
+        arguments = [folder / "twin.nc", folder / "plan.toml", "--output", folder / f"{name}.nc", *option]
+        assert cli.run(["forecast", *map(str, arguments)]) == 0
+    for name in ("twin-forecast", *options):
+        with xr.open_datatree(folder / f"{name}.nc") as tree:
+            made[name] = tree["predictions"]["concentration"].values
+    np.testing.assert_array_equal(made["twin-forecast"], made["same"])
+    np.testing.assert_array_equal(made["twin-forecast"], made["named"])
+    assert not np.array_equal(made["same"], made["other"])
+
+
+OWN_MODEL = """\
+from dataclasses import replace
+from dtwin_jax.models import one_compartment
+def observe(t, x, p):
+    return one_compartment.observe(t, x, p)
+mine = replace(one_compartment, name="mine", observe=observe)
+"""
+
+
+@pytest.mark.parametrize("where", ["beside the result", "in the current folder"])
+def test_a_model_of_ones_own_can_be_forecast(twin, tmp_path, where, monkeypatch):
+    module = f"own_model_of_test_cli_{where.replace(' ', '_')}"
+    (tmp_path / f"{module}.py").write_text(OWN_MODEL)
+    folder = tmp_path if where == "beside the result" else tmp_path / "results"
+    folder.mkdir(exist_ok=True)
+    with xr.open_datatree(twin / "twin.nc") as tree:
+        tree.load().attrs["predictor"] = f"{module}:mine"
+        save(tree, folder / "twin.nc")
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in {"", "."}])
+    monkeypatch.chdir(tmp_path if where == "in the current folder" else twin)
+    options = ["--until", "2", "--every", "1"]
+    assert cli.run(["forecast", str(folder / "twin.nc"), *options]) == 0
+
+
+def test_a_score_is_printed_kept_and_reported(tmp_path, capfd):
+    lines = TABLE.replace("Zoë,8", "Zoë,4,concentration,3.5,mg/L,\nZoë,8")
+    folder = lay_out(tmp_path, JOB + "[score]\nlast = 1\n[report]\n")
+    (folder / "table.csv").write_text(lines)
+    assert cli.run(["calibrate", str(folder / "job.toml")]) == 0
+    out, err = capfd.readouterr()
+    assert "CRPS" in out and "in 90% band" in out and "calibrating again" in err
+    with xr.open_datatree(folder / "twin.nc") as tree:
+        # The last of each of the two patients, and the calibration itself has seen all five.
+        assert tree["scores"]["n"].values == [2.0] and np.isfinite(tree["scores"]["crps"]).all()
+        assert tree["scores"].attrs["last"] == 1
+        assert int(tree["observed_data"]["concentration_mask"].sum()) == 5
+    page = (folder / "twin.html").read_text(encoding="utf-8")
+    assert '<section id="scores">' in page
+    assert {path.name for path in folder.iterdir()} == {"job.toml", "table.csv", "twin.nc", "twin.html"}
+
+
+def test_a_score_that_was_stopped_goes_on_after_both_calibrations_blocks(tmp_path, capfd):
+    folder = lay_out(tmp_path, JOB + "[score]\nlast = 1\n")
+    arguments, run_block = ["calibrate", str(folder / "job.toml")], nuts.run_block
+
+    def stopped_while_it_scores(*args):
+        if len(list(folder.glob("twin.nc.score.partial/*/block-*.npz"))) >= 3:
+            raise KeyboardInterrupt
+        return run_block(*args)
+
+    stopped_while_it_scores._cache_size = run_block._cache_size
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nuts, "run_block", stopped_while_it_scores)
+        assert cli.run(arguments) == 130
+    assert "3 blocks are kept in" in capfd.readouterr().err
+    assert (folder / "twin.nc").exists() and (folder / "twin.nc.partial").exists()
+    assert cli.run(arguments) == 0
+    assert capfd.readouterr().err.count("Resumed after") == 2
+    assert {path.name for path in folder.iterdir()} == {"job.toml", "table.csv", "twin.nc"}
+
+
+def test_a_report_says_the_unit_of_what_was_given(twin, tmp_path):
+    page = tmp_path / "page.html"
+    assert cli.run(["report", str(twin / "twin.nc"), "--output", str(page)]) == 0
+    assert "oral: %{customdata:.4g} mg at" in page.read_text(encoding="utf-8")
 
 
 def test_a_report_needs_only_the_result(twin, tmp_path):
@@ -275,6 +360,11 @@ def test_a_forecast_is_not_a_result(twin, tmp_path, capfd):
         ("simulate one_compartment --until 24 --every 1 --set CL=1kg", ["--set 'CL=1kg'", "'kg'"]),
         ("simulate one_compartment --until 24 --every 1 --dose orl=1@0", ["--dose", "did you mean 'oral'"]),
         ("simulate one_compartment --until 24 --every 1 --dose oral=own", ["own"]),
+        ("simulate one_compartment --until 24 --every 1 --dose iv=1@-5", ["--dose iv", "-5", "0 or later"]),
+        (
+            "simulate one_compartment --until 24 --every 1 --dose iv=1@0 --input iv=2",
+            ["--dose", "'iv'", "held at 2"],
+        ),
         ("simulate one_compartment --until 24 --every 1 --paths 2", ["--paths", "not stochastic"]),
         ("simulate one_compartment --until 24 --every 1 --rtol 0", ["--rtol", "above 0"]),
         ("simulate one_compartment --until -1 --every 1", ["--until"]),

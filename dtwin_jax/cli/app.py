@@ -36,15 +36,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (
-    calibrating.demo,
-    calibrating.calibrate,
-    predicting.forecast,
-    predicting.simulate,
-    looking.models,
-    looking.report,
+for command, long_help in (
+    (calibrating.demo, None),
+    (calibrating.calibrate, calibrating.JOB_HELP),
+    (predicting.forecast, None),
+    (predicting.simulate, None),
+    (looking.models, None),
+    (looking.report, None),
 ):
-    app.command(command.__name__)(command)
+    app.command(command.__name__, help=long_help)(command)
 
 
 def _show_version(wanted: bool) -> bool:

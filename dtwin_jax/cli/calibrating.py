@@ -12,6 +12,73 @@ from dtwin_jax.cli.terminal import say, seconds
 
 _QUICK = {"warmup": 400, "draws": 400}
 
+JOB_HELP = """Learn parameters from data, as a job file says.
+
+The file is checked before any work. While sampling, draws are saved in RESULT.nc.partial: a run that
+was interrupted goes on when started again. The result is written when it is whole.
+
+\b
+Example: dtwin calibrate study.toml
+
+\b
+  model = "one_compartment"         # of `dtwin models`, or package.module:attribute
+  seed = 0
+  output = "study.nc"               # relative to this file; default: its name with .nc
+
+\b
+  [data]
+  file = "study.csv"                # CSV or Parquet, relative to this file
+  form = "long"                     # or "wide"; told from the header if absent
+  rename = { Cp = "concentration" } # name in the file = name in the model
+  ignore = ["comment"]              # columns or names to leave out
+  units = { Cp = "ug/mL" }          # where the file states none
+  covariates = { weight = "kg" }    # of the patients, with their unit
+  inputs = { 1 = "oral" }           # NONMEM compartment; or input = "steps", "sampled"
+  t0 = "0 min"                      # when the initial state holds; default: 0, or an
+                                    #   earlier first dose or measurement
+  patients = ["1", "2"]             # only these
+  from = { concentration = "1 h" }  # earlier ones are not used; `until` likewise
+
+\b
+  [priors]                          # the others stay as the model has them
+  CL = { lognormal = { median = 3.0, log_sd = 1.0 } }   # or cv = 0.5; normal, halfnormal,
+  cv = 0.0                          # a number: known         beta, gamma, uniform
+
+\b
+  [population]                      # absent: every patient alone
+  vary = ["CL", "V"]                # or { CL = { halfnormal = 0.5 } }
+  correlation = 2.0                 # LKJ prior; absent: independent
+  centred = true                    # absent: decided by the data
+  [[population.covariates]]
+  parameter = "CL"
+  name = "weight"
+  reference = 70.0
+  coefficient = { normal = [0.75, 0.5] }   # or a number
+  power = true                      # false: linear on the parameter's log or logit
+
+\b
+  [sampler]                         # NUTS
+  chains = 4
+  warmup = 1000
+  draws = 1000
+  target_accept = 0.9
+
+\b
+  [score]                           # how good are forecasts? Calibrates a second time, which
+  last = 2                          #   doubles the cost, without the last 2 measurements of each
+                                    #   patient and channel, and scores their predictions
+
+\b
+  [forecast]                        # a plan, see `dtwin forecast --help`
+  [report]
+  file = "study.html"
+  title = "Our study"
+
+\b
+Exit codes: 0 fine; 1 unexpected failure; 2 bad job or data; 3 finished with convergence
+warnings (with --strict); 130 interrupted.
+"""
+
 
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("demo-output"),
@@ -72,65 +139,7 @@ def calibrate(
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what an interrupted run has left.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 on convergence warnings.")] = False,
 ) -> int:
-    """Learn parameters from data, as a job file says.
-
-    The file is checked before any work. While sampling, draws are saved in RESULT.nc.partial: a run that
-    was interrupted goes on when started again. The result is written when it is whole.
-
-    \b
-    Example: dtwin calibrate study.toml
-
-    \b
-      model = "one_compartment"         # of `dtwin models`, or package.module:attribute
-      seed = 0
-      output = "study.nc"               # relative to this file; default: its name with .nc
-
-    \b
-      [data]
-      file = "study.csv"                # CSV or Parquet, relative to this file
-      form = "long"                     # or "wide"; told from the header if absent
-      rename = { Cp = "concentration" } # name in the file = name in the model
-      ignore = ["comment"]              # columns or names to leave out
-      units = { Cp = "ug/mL" }          # where the file states none
-      covariates = { weight = "kg" }    # of the patients, with their unit
-      inputs = { 1 = "oral" }           # NONMEM compartment; or input = "steps", "sampled"
-      patients = ["1", "2"]             # only these
-      from = { concentration = "1 h" }  # earlier ones are not used; `until` likewise
-
-    \b
-      [priors]                          # the others stay as the model has them
-      CL = { lognormal = { median = 3.0, log_sd = 1.0 } }   # or cv = 0.5; normal, halfnormal,
-      cv = 0.0                          # a number: known         beta, gamma, uniform
-
-    \b
-      [population]                      # absent: every patient alone
-      vary = ["CL", "V"]                # or { CL = { halfnormal = 0.5 } }
-      correlation = 2.0                 # LKJ prior; absent: independent
-      centred = true                    # absent: decided by the data
-      [[population.covariates]]
-      parameter = "CL"
-      name = "weight"
-      reference = 70.0
-      coefficient = { normal = [0.75, 0.5] }   # or a number
-      power = true                      # false: linear on the parameter's log or logit
-
-    \b
-      [sampler]                         # NUTS
-      chains = 4
-      warmup = 1000
-      draws = 1000
-      target_accept = 0.9
-
-    \b
-      [forecast]                        # a plan, see `dtwin forecast --help`
-      [report]
-      file = "study.html"
-      title = "Our study"
-
-    \b
-    Exit codes: 0 fine; 1 unexpected failure; 2 bad job or data; 3 finished with convergence
-    warnings (with --strict); 130 interrupted.
-    """
+    """Learn parameters from data, as a job file says (the help is `JOB_HELP`)."""
     from dtwin_jax.cli.steps import complaints_of
 
     again = " ".join(["dtwin calibrate", str(job), *([f"--output {output}"] if output else [])])

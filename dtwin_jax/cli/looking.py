@@ -114,7 +114,9 @@ def report(
         Path | None, typer.Option(help="The page; default: the result's name with .html.")
     ] = None,
     title: Annotated[str | None, typer.Option(help="Default: the model's name.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the predictive draws.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of the predictive draws; default: the calibration's.")
+    ] = None,
 ) -> None:
     """Write a result, and a forecast, as one HTML page.
 
@@ -126,13 +128,12 @@ def report(
     \b
     Exit codes: 0 fine; 1 unexpected failure; 2 bad result or forecast file.
     """
-    from dtwin_jax.cli.steps import check_output, write_page
-    from dtwin_jax.inference.result import load
+    from dtwin_jax.cli.steps import check_output, load_result, write_page
     from dtwin_jax.jobs.document import JobError
     from dtwin_jax.twin.forecast import load_forecast
 
     page = output or result.with_suffix(".html")
-    f, tree = load(result)
+    f, tree = load_result(result)
     planned = None
     if forecast is not None:
         planned = load_forecast(forecast)

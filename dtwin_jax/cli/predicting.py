@@ -17,7 +17,7 @@ _Inputs = Annotated[
 ]
 
 
-def forecast(
+def forecast(  # noqa: PLR0913, PLR0917 (each is an option of the command)
     result: Annotated[Path, typer.Argument(help="Result of `dtwin calibrate`.")],
     plan: Annotated[Path | None, typer.Argument(help="Plan in TOML, instead of the options.")] = None,
     until: Annotated[str | None, typer.Option(help="End, such as 144 or 6d.")] = None,
@@ -26,6 +26,9 @@ def forecast(
     held: _Inputs = None,
     keep: Annotated[bool, typer.Option("--keep", help="Add to the doses that were given.")] = False,
     output: Annotated[Path | None, typer.Option(help="Default: the result's name with -forecast.nc.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of the predictive draws; default: the calibration's.")
+    ] = None,
 ) -> None:
     """Predict patients under a plan.
 
@@ -50,14 +53,14 @@ def forecast(
     \b
     Exit codes: 0 fine; 1 unexpected failure; 2 bad result, plan or arguments.
     """
-    from dtwin_jax.cli.steps import check_output, write_forecast
+    from dtwin_jax.cli.steps import check_output, load_result, write_forecast
     from dtwin_jax.inference.population import Population
-    from dtwin_jax.inference.result import cohort_of, load
+    from dtwin_jax.inference.result import cohort_of
     from dtwin_jax.jobs.plan import planned, read_plan
 
     if plan is not None and (until, every, dose, held, keep) != (None, None, None, None, False):
         raise typer.BadParameter("give a plan file or options, not both")
-    f, tree = load(result)
+    f, tree = load_result(result)
     predictor: Any = f.predictor if isinstance(f, Population) else f
     schema = predictor.schema()
     if plan is not None:
@@ -67,7 +70,7 @@ def forecast(
     record = planned(chosen, cohort_of(f, tree), schema)
     path = output or result.with_name(f"{result.stem}-forecast.nc")
     check_output(path)
-    made = write_forecast(f, tree, record, path, seed=0)
+    made = write_forecast(f, tree, record, path, seed)
     _show_forecast(made, tree.attrs["time_unit"])
     say(f"Forecast: {path}")
     say(f"Next:     dtwin report {result} --forecast {path}")

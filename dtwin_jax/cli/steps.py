@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -39,33 +40,37 @@ def partial_of(result: Path) -> Path:
     return result.with_name(f"{result.name}.partial")
 
 
-def calibrate_study(study: Any, result: Path, *, fresh: bool, again: str) -> Any:
-    """The result of a study, written to `result`; blocks of an interrupted run are used.
+def partial_of_score(result: Path) -> Path:
+    """The folder of checkpoints of the calibration without the last measurements."""
+    return result.with_name(f"{result.name}.score.partial")
+
+
+def calibrate_study(study: Any, cohort: Any, partial: Path, *, fresh: bool, again: str) -> Any:
+    """The result of a study for a cohort; blocks of an interrupted run are used.
 
     Args:
         study: of `prepare`.
-        result: an old file there is replaced in one step, when the new one is whole.
+        cohort: the study's, or that without the last measurements.
+        partial: folder of checkpoints, left for the caller to remove.
         fresh: start from nothing.
         again: the command that goes on with an interrupted run.
     """
     from dtwin_jax.inference.calibrate import calibrate
     from dtwin_jax.inference.diagnostics import CalibrationWarning
-    from dtwin_jax.inference.result import save
 
-    partial = partial_of(result)
     if fresh:
         shutil.rmtree(partial, ignore_errors=True)
     found = _blocks(partial)
     if found:
         say(f"Found {found} blocks of an interrupted run in {partial}.")
-    _announce(study)
+    _announce(study, cohort)
     try:
         with warnings.catch_warnings():
             # They are in the result too, and printed from there.
             warnings.simplefilter("ignore", CalibrationWarning)
             tree = calibrate(
                 study.f,
-                study.cohort,
+                cohort,
                 key=study.key,
                 priors=study.priors,
                 method=study.method,
@@ -73,12 +78,10 @@ def calibrate_study(study: Any, result: Path, *, fresh: bool, again: str) -> Any
             )
         for name, unit in study.units.items():
             tree["constant_data"][name].attrs["units"] = unit
-        save(tree, result)
     except KeyboardInterrupt:
         kept = _blocks(partial)
         what = f"{kept} blocks are kept in {partial}" if kept else "no block was finished"
         raise Interrupted(f"interrupted; {what}; to go on: {again}") from None
-    shutil.rmtree(partial, ignore_errors=True)
     resumed = int(tree.attrs["resumed_blocks"])
     if resumed:
         say(f"Resumed after {resumed} blocks; the draws are those of an unbroken run.")
@@ -91,11 +94,11 @@ def _blocks(partial: Path) -> int:
     return len(list(partial.glob("*/block-*.npz")))
 
 
-def _announce(study: Any) -> None:
+def _announce(study: Any, cohort: Any) -> None:
     import jax
     import numpy as np
 
-    method, cohort = study.method, study.cohort
+    method = study.method
     count = sum(int(np.sum(series.mask)) for series in cohort.record.observations.values())
     kind = "a population" if hasattr(study.f, "varying") else "each alone"
     people = f"{len(cohort)} patients ({kind})" if len(cohort) > 1 else "1 patient"
@@ -138,42 +141,109 @@ def complaints_of(tree: Any) -> list[str]:
     return [str(sentence) for sentence in json.loads(tree.attrs.get("warnings") or "[]")]
 
 
-def write_forecast(f: Any, tree: Any, plan: Any, path: Path, seed: int) -> Any:
-    """Forecast under a plan and write it to `path`."""
-    import jax
+def load_result(path: Path) -> tuple[Any, Any]:
+    """A result and its predictor, which may stand in a module beside it or in the current folder."""
+    from dtwin_jax.inference.result import load
 
+    for folder in (str(path.parent.resolve()), os.getcwd()):
+        if folder not in sys.path:
+            sys.path.append(folder)  # at the end, so that nothing there can take another module's place
+    return load(path)
+
+
+def predictive_key(tree: Any, seed: int | None, use: int) -> Any:
+    """The random key of predictions: of a seed, or of that of the calibration.
+
+    Args:
+        tree: result of a calibration.
+        seed: None for that of the calibration.
+        use: a number for each use.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    if seed is not None:
+        return jax.random.fold_in(jax.random.key(seed), use)
+    bits = jnp.asarray(json.loads(tree.attrs["seed"]), jnp.uint32)
+    return jax.random.fold_in(jax.random.wrap_key_data(bits), use)
+
+
+def write_forecast(f: Any, tree: Any, plan: Any, path: Path, seed: int | None = None) -> Any:
+    """Forecast under a plan and write it to `path`; the seed is by default that of the calibration."""
     from dtwin_jax.inference.result import save
     from dtwin_jax.twin.forecast import forecast
 
-    made = forecast(f, tree, plan, key=jax.random.fold_in(jax.random.key(seed), 101))
+    made = forecast(f, tree, plan, key=predictive_key(tree, seed, 101))
     save(made, path)
     for patient in json.loads(made.attrs["failed"]):
         warn(f"patient {patient}: the plan could not be solved for some draws")
     return made
 
 
-def write_page(f: Any, tree: Any, path: Path, *, planned: Any = None, title: str | None, seed: int) -> None:
-    """The report: fits over the observed period, the plan, and a predictive check for populations."""
+def score_study(study: Any, tree: Any, result: Path, *, fresh: bool, again: str) -> Any:
+    """The result with scores of the last measurements, as predicted by a calibration without them."""
+    import xarray as xr
+
+    from dtwin_jax.report.tables import score_table
+    from dtwin_jax.twin.assess import score
+
+    held_out = study.held_out
+    say(f"Scoring: calibrating again, without the last {held_out.last} of each patient's measurements.")
+    blind = calibrate_study(study, held_out.cohort, partial_of_score(result), fresh=fresh, again=again)
+    for sentence in complaints_of(blind):
+        warn(f"without the last measurements: {sentence}")
+    scores = score(study.f, blind, held_out.record, key=predictive_key(blind, None, 103))
+    scores.attrs["last"] = held_out.last
+    shown = score_table(scores)
+    if shown is not None:
+        table(shown.head, shown.rows)
+    tree["scores"] = xr.DataTree(scores)
+    return tree
+
+
+def note_units(predictor: Any, tree: Any) -> None:
+    """Say beside what was given, or is to be, in which unit it is."""
+    from dtwin_jax.io.names import amount_unit
+
+    schema, given = predictor.schema(), tree["constant_data"]
+    for name, quantity in schema.inputs.items():
+        amount = amount_unit(quantity.unit, schema.time_unit)
+        for part, unit in (("amount", amount), ("value", quantity.unit), ("constant", quantity.unit)):
+            if f"{name}_{part}" in given:
+                given[f"{name}_{part}"].attrs["units"] = unit
+
+
+def write_page(
+    f: Any, tree: Any, path: Path, *, planned: Any = None, title: str | None, seed: int | None = None
+) -> None:
+    """The report: fits over the observed period, the plan, scores, and a predictive check for populations."""
     import jax
 
     from dtwin_jax.inference.population import Population
     from dtwin_jax.report import write_report
     from dtwin_jax.twin.forecast import forecast, forecast_new, observed_period, observed_times
 
-    key = jax.random.fold_in(jax.random.key(seed), 102)
+    key = predictive_key(tree, seed, 102)
     curves = forecast(f, tree, observed_period(f, tree), key=key)
     replicates = None
     if isinstance(f, Population):
         replicates = forecast_new(f, tree, observed_times(f, tree), key=jax.random.fold_in(key, 1))
-    write_report(tree, path, curves=curves, forecast=planned, replicates=replicates, title=title)
+    for made in (tree, planned):
+        if made is not None:
+            note_units(f.predictor if isinstance(f, Population) else f, made)
+    scores = tree["scores"].to_dataset() if "scores" in tree.children else None
+    write_report(
+        tree, path, curves=curves, forecast=planned, replicates=replicates, scores=scores, title=title
+    )
 
 
 def run_job(job: Any, result: Path, *, fresh: bool, again: str) -> Any:
-    """All that a job asks for: result, forecast, report. Returns the result's tree.
+    """All that a job asks for: result, scores, forecast, report. Returns the result's tree.
 
     Raises:
         JobError, TableError: before any work.
     """
+    from dtwin_jax.inference.result import save
     from dtwin_jax.jobs.study import prepare
 
     spec = job.spec
@@ -183,17 +253,24 @@ def run_job(job: Any, result: Path, *, fresh: bool, again: str) -> Any:
         if path is not None:
             check_output(path)
     study = prepare(job)
-    tree = calibrate_study(study, result, fresh=fresh, again=again)
+    tree = calibrate_study(study, study.cohort, partial_of(result), fresh=fresh, again=again)
+    save(tree, result)
     show_result(tree)
+    if study.held_out is not None:
+        tree = score_study(study, tree, result, fresh=fresh, again=again)
+        save(tree, result)
+    # Only now, so that a run that is stopped while it scores finds its first calibration again.
+    for partial in (partial_of(result), partial_of_score(result)):
+        shutil.rmtree(partial, ignore_errors=True)
     say(f"Result:   {result}")
     planned = None
     began = time.perf_counter()
     if forecast_file is not None:
-        planned = write_forecast(study.f, tree, study.plan, forecast_file, study.seed)
+        planned = write_forecast(study.f, tree, study.plan, forecast_file)
         say(f"Forecast: {forecast_file}  ({seconds(time.perf_counter() - began)})")
     began = time.perf_counter()
     if page is not None:
-        write_page(study.f, tree, page, planned=planned, title=spec.report.title, seed=study.seed)
+        write_page(study.f, tree, page, planned=planned, title=spec.report.title)
         say(f"Report:   {page}  ({seconds(time.perf_counter() - began)})")
     return tree
 

@@ -16,7 +16,7 @@ from dtwin_jax.jobs.values import MeasureValue, PriorOrNumber, PriorValue
 
 
 class DataSection(Section):
-    """The table of patients; all but the last three as `read_table` takes them.
+    """The table of patients; all but the last four as `read_table` takes them.
 
     Attributes:
         file: relative to the job file.
@@ -26,6 +26,7 @@ class DataSection(Section):
         units: column or name -> unit, where the file states none.
         covariates: name -> unit in the file.
         inputs: NONMEM compartment -> input, or input -> `"steps"` or `"sampled"`.
+        t0: when the model's initial state holds; by default 0, or an earlier first dose or measurement.
         patients: only these; all by default.
         start: written `from`. Output -> time before which its measurements are not used.
         until: output -> time after which its measurements are not used.
@@ -38,6 +39,7 @@ class DataSection(Section):
     units: dict[str, str] = Field(default_factory=dict)
     covariates: dict[str, str] = Field(default_factory=dict)
     inputs: dict[str, str] = Field(default_factory=dict)
+    t0: MeasureValue = None
     patients: list[str] = Field(default_factory=list)
     start: dict[str, MeasureValue] = Field(default_factory=dict, alias="from")
     until: dict[str, MeasureValue] = Field(default_factory=dict)
@@ -67,6 +69,12 @@ class ForecastSection(Plan):
     """A plan, and the file of its forecast, relative to the folder of the result."""
 
     file: str | None = None
+
+
+class ScoreSection(Section):
+    """How good forecasts are: the `last` measurements of each patient are predicted without being seen."""
+
+    last: int = Field(1, ge=1)
 
 
 class ReportSection(Section):
@@ -100,6 +108,7 @@ class JobFile(Section):
     population: PopulationSection | None = None
     sampler: SamplerSection = SamplerSection()  # pyright: ignore[reportInvalidTypeForm]
     forecast: ForecastSection | None = None
+    score: ScoreSection | None = None
     report: ReportSection | None = None
 
 

@@ -10,11 +10,28 @@ from dtwin_jax.core.predictor import check_cohort
 from dtwin_jax.core.record import Cohort, Record, Series, stack
 from dtwin_jax.inference.nuts import Nuts
 from dtwin_jax.inference.population import Covariate, Population, density_of
+from dtwin_jax.io.names import suggestion
 from dtwin_jax.io.table import read_table
 from dtwin_jax.jobs.checks import covariate_units
-from dtwin_jax.jobs.document import Fault, suggestion
+from dtwin_jax.jobs.document import Fault
 from dtwin_jax.jobs.job import Job
 from dtwin_jax.jobs.plan import planned
+from dtwin_jax.twin.assess import leave_last_out
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Patients without their last measurements, and those measurements.
+
+    Attributes:
+        cohort: to calibrate on.
+        record: what is to be predicted.
+        last: how many of each channel and patient.
+    """
+
+    cohort: Cohort
+    record: Record
+    last: int
 
 
 @dataclass(frozen=True)
@@ -29,6 +46,7 @@ class Study:
         seed: of all random keys.
         units: of what is known of the patients.
         plan: the planned record, None if the job has no forecast.
+        held_out: None if the job has no score.
     """
 
     f: Any
@@ -38,6 +56,7 @@ class Study:
     seed: int
     units: dict[str, str]
     plan: Record | None
+    held_out: HeldOut | None = None
 
     @property
     def key(self) -> Any:
@@ -80,7 +99,18 @@ def prepare(job: Job) -> Study:
         plan = _checked(job, ("forecast",), lambda: planned(section, cohort, job.predictor.schema()))
     units = covariate_units(dict(spec.data.covariates), job.predictor.schema())
     units = {name: unit for name, unit in units.items() if name in cohort.record.known}
-    return Study(f, cohort, priors, job.method, spec.seed, units, plan)
+    return Study(f, cohort, priors, job.method, spec.seed, units, plan, _held_out(job, cohort))
+
+
+def _held_out(job: Job, cohort: Cohort) -> HeldOut | None:
+    if job.spec.score is None:
+        return None
+    last = job.spec.score.last
+    kept, record = leave_last_out(cohort, last)
+    if not any(np.any(series.mask) for series in record.observations.values()):
+        what = f"no patient has more than {last} measurements of a channel, so nothing can be left out"
+        raise job.document.error([Fault(("score", "last"), what)])
+    return HeldOut(kept, record, last)
 
 
 def population_of(job: Job) -> Any:
@@ -118,6 +148,7 @@ def _read(job: Job) -> dict[str, Record]:
             covariates=data.covariates,
             inputs=data.inputs,
             form=data.form,
+            t0=None if data.t0 is None else data.t0.to(job.predictor.schema().time_unit),
         ),
     )
 

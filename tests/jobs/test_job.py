@@ -8,6 +8,7 @@ import pytest
 
 from dtwin_jax.core.prior import halfnormal, lognormal, normal
 from dtwin_jax.inference.nuts import Nuts
+from dtwin_jax.io.rows import TableError
 from dtwin_jax.jobs.document import JobError
 from dtwin_jax.jobs.job import read_job
 from dtwin_jax.jobs.plan import dose_rule, plan_of, planned, read_plan
@@ -101,16 +102,40 @@ def test_measurements_outside_the_window_are_not_used(write):
     assert [list(t[m]) for t, m in zip(series.time, series.mask, strict=True)] == [[8.0], [2.0]]
 
 
+def test_the_start_may_be_given_with_its_unit(write):
+    text = JOB.replace("[priors]", 't0 = "-90 min"\n[priors]')
+    np.testing.assert_array_equal(prepare(read_job(write(text))).cohort.record.t0, [-1.5, -1.5])
+    with pytest.raises(TableError, match=r"line 3.*a dose of 'oral' at 0 h, expected none before t0, 0.5 h"):
+        prepare(read_job(write(text.replace("-90 min", "30 min"))))
+
+
+def test_a_score_leaves_out_the_last_measurements(write):
+    study = prepare(read_job(write(JOB + "[score]\n")))
+    kept = study.held_out.cohort.record.observations["concentration"]
+    held = study.held_out.record.observations["concentration"]
+    assert [list(t[m]) for t, m in zip(kept.time, kept.mask, strict=True)] == [[1.0], [2.0]]
+    assert [list(t[m]) for t, m in zip(held.time, held.mask, strict=True)] == [[8.0], [9.0]]
+
+
+def test_a_covariate_is_converted_to_the_unit_that_the_job_says(write, tmp_path):
+    path = write(COVARIATE)
+    (tmp_path / "table.csv").write_text(TABLE.replace("70,kg", "70000,g"))
+    study = prepare(read_job(path))
+    np.testing.assert_allclose(study.cohort.record.known["weight"], [70.0, 50.0])
+    assert [(one.name, one.unit) for one in study.f.covariates] == [("weight", "kg")]
+    assert study.units == {"weight": "kg"}
+
+
 def test_only_the_named_patients_are_read(write):
     text = JOB.replace("[priors]", 'patients = ["Bo"]\n[priors]')
     assert prepare(read_job(write(text))).cohort.ids == ("Bo",)
 
 
-@pytest.mark.parametrize("name", ["theoph", "fsigt"])
+@pytest.mark.parametrize("name", ["theoph", "fsigt", "indometh"])
 def test_the_shipped_jobs_are_right(name):
     with resources.as_file(resources.files("dtwin_jax") / "data" / f"{name}.toml") as path:
         study = prepare(read_job(path))
-    assert len(study.cohort) == {"theoph": 12, "fsigt": 1}[name]
+    assert len(study.cohort) == {"theoph": 12, "fsigt": 1, "indometh": 6}[name]
 
 
 @pytest.mark.parametrize(
@@ -145,6 +170,11 @@ def test_the_shipped_jobs_are_right(name):
             5,
             ["'data.from.concentration'", "'mg'"],
         ),
+        (("[priors]", "t0 = '8 mg'\n[priors]"), 5, ["'data.t0'", "'mg'"]),
+        (("[priors]", "t0 = true\n[priors]"), 5, ["'data.t0'", "found True"]),
+        (("cv = 0", "cv = 0\n[score]\nlast = 0"), 9, ["'score.last'", "found 0", "1"]),
+        (("cv = 0", "cv = 0\n[score]\nlats = 1"), 9, ["'score.lats'", "did you mean 'last'"]),
+        (("cv = 0", "cv = 0\n[score]\nlast = 2"), 9, ["'score.last'", "more than 2 measurements"]),
         (("[priors]", "inputs = { 1 = 'orall' }\n[priors]"), 5, ["'data.inputs.1'", "did you mean 'oral'"]),
         (("[priors]", "patients = ['Bob']\n[priors]"), 5, ["patients[0]", "'Bob'", "did you mean 'Bo'"]),
         (("[priors]", "from = { concentration = 8.5 }\n[priors]"), 2, ["'data'", "'Ana'", "no measurement"]),
@@ -314,6 +344,7 @@ def test_a_plan_of_options_equals_that_of_a_file(write):
         (("every = 60", "every = 1e-9"), ["line 2", "'every'", "100,000"]),
         (("count = 2", "count = 0"), ["line 7", "doses[0].count", "found 0"]),
         (("start = 6", "strat = 6"), ["line 11", "doses[1].strat", "did you mean 'start'"]),
+        (("every = 60", "every = 60\nhold = { oral = 1 }"), ["line 5", "doses[0].input", "held at 1"]),
     ],
 )
 def test_a_mistake_in_a_plan_is_told(write, change, words):
