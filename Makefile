@@ -30,8 +30,10 @@ lint: .venv/lint ## Check style and format
 types: .venv/lint ## Check types
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-bench: .venv/installed ## Compare run times with other packages
-	$(BIN)/python benchmarks/run.py $(ARGS)
+bench: .venv/installed ## Compare run times with other packages, and check calibration by simulation
+	$(BIN)/python benchmarks/ensemble.py
+	$(BIN)/python benchmarks/ess_against_numpyro.py
+	$(BIN)/python benchmarks/sbc_one_compartment.py
 
 clean: ## Remove .venv and everything else that make has made
 	rm -rf .venv .jax_cache .pytest_cache .ruff_cache .hypothesis build dist demo-output
