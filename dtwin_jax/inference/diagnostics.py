@@ -7,6 +7,8 @@ import numpy as np
 
 R_HAT_LIMIT = 1.01
 ESS_LIMIT = 400
+# So many patients of one parameter are named one by one.
+NAMED = 3
 
 
 class CalibrationWarning(UserWarning):
@@ -60,15 +62,14 @@ def complaints(tree: Any) -> list[str]:
     said = []
     if tree["posterior"].sizes["chain"] == 1:
         said.append("one chain cannot be compared with another: run at least two")
-    for name in table["variable"].values:
-        row = table.sel(variable=name)
-        r_hat, ess = float(row["r_hat"]), float(min(row["ess_bulk"], row["ess_tail"]))
-        if not np.isfinite(ess):
-            said.append(f"{name}: its draws do not move, or are not finite")
-        elif r_hat > R_HAT_LIMIT:
-            said.append(f"{name}: R-hat is {r_hat:.3f}, above {R_HAT_LIMIT}: its chains disagree, draw more")
-        elif ess < ESS_LIMIT:
-            said.append(f"{name}: effective sample size is {ess:.0f}, below {ESS_LIMIT}: draw more")
+    individual = {
+        f"{name}[{patient}]": str(name)
+        for name, variable in tree["posterior"].data_vars.items()
+        if "patient" in variable.dims
+        for patient in variable["patient"].values
+    }
+    for members in _grouped(table, individual):
+        said.extend(_told(members))
     diverging = tree["sample_stats"]["diverging"]
     if (count := int(diverging.sum())) > 0:
         total = int(diverging.size)
@@ -82,6 +83,35 @@ def complaints(tree: Any) -> list[str]:
         )
     for patient, share in json.loads(tree.attrs["failed"]).items():
         said.append(f"patient {patient}: the model cannot explain a measurement in {share:.0%} of the draws")
+    return said
+
+
+def _grouped(table: Any, individual: dict[str, str]) -> list[list[tuple[str, float, float]]]:
+    """(variable, R-hat, least ESS) of what is not good enough, a parameter's patients together."""
+    groups: dict[str, list[tuple[str, float, float]]] = {}
+    for name in map(str, table["variable"].values):
+        row = table.sel(variable=name)
+        r_hat, ess = float(row["r_hat"]), float(min(row["ess_bulk"], row["ess_tail"]))
+        # One chain has no R-hat, which is told apart; NaN in the ESS is draws that do not move.
+        if not ess >= ESS_LIMIT or r_hat > R_HAT_LIMIT:
+            groups.setdefault(individual.get(name, name), []).append((name, r_hat, ess))
+    return list(groups.values())
+
+
+def _told(members: list[tuple[str, float, float]]) -> list[str]:
+    """A sentence for each; of many patients of one parameter a single one, about the worst."""
+    if len(members) > NAMED:
+        worst = max(members, key=lambda member: (not np.isfinite(member[2]), member[1], -member[2]))
+        (sentence,) = _told([worst])
+        return [f"{sentence} ({len(members)} patients are like that in this parameter)"]
+    said = []
+    for name, r_hat, ess in members:
+        if not np.isfinite(ess):
+            said.append(f"{name}: its draws do not move, or are not finite")
+        elif r_hat > R_HAT_LIMIT:
+            said.append(f"{name}: R-hat is {r_hat:.3f}, above {R_HAT_LIMIT}: its chains disagree, draw more")
+        else:
+            said.append(f"{name}: effective sample size is {ess:.0f}, below {ESS_LIMIT}: draw more")
     return said
 
 

@@ -111,8 +111,12 @@ class PopulationDensity:
 
     # Sites that serve the sampler, and say nothing to a reader beside what is derived from them.
     latent: ClassVar[tuple[str, ...]] = ("individual", "eta", "correlation_factor")
-    # A climb would run into the spike where all patients are equal and omega is 0.
-    climb: ClassVar[int] = 0
+    climb: ClassVar[int] = 100
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """Sites that a climb leaves alone: it would run into the spike where all patients are equal."""
+        return tuple(f"omega_{name}" for name in self.individual)
 
     @property
     def predictor(self) -> Predictor:
@@ -249,6 +253,7 @@ class PatientDensity:
 
     latent: ClassVar[tuple[str, ...]] = ()
     climb: ClassVar[int] = 100
+    held: ClassVar[tuple[str, ...]] = ()
 
     @property
     def individual(self) -> tuple[str, ...]:

@@ -43,6 +43,7 @@ def starting_points(density: Any, data: tuple, keys: Any, count: int) -> tuple[A
 def _descend(density: Any, data: tuple, drawn: Any, rounds: int) -> tuple:
     """The best point of each lane: first among its draws, then along a climb from the best of those.
 
+    What the density says is held stays as drawn during the climb.
     Draws and climb share one loop, and so one compiled copy of the solver and its derivative.
     """
     optimiser = optax.adam(_RATE)
@@ -59,7 +60,8 @@ def _descend(density: Any, data: tuple, drawn: Any, rounds: int) -> tuple:
         turn = i + 1 == rounds
         base, _, slope = _where(turn, best, here)
         moment = _where(turn, memory, moment)
-        moved, moment = optimiser.update(jax.tree.map(jnp.nan_to_num, slope), moment, base)
+        push = {name: jnp.nan_to_num(g) * (name not in density.held) for name, g in slope.items()}
+        moved, moment = optimiser.update(push, moment, base)
         climbed = optax.apply_updates(base, moved)
         following = jax.tree.map(lambda leaf: leaf[jnp.minimum(i + 1, rounds - 1)], drawn)
         return (_where(i + 1 < rounds, following, climbed), moment, best), None
