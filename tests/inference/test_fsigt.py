@@ -1,11 +1,11 @@
 """A glucose tolerance test of one person: the band of the predictions, and the ridge of the minimal model.
 
 Source of truth: the measurements of Pacini & Bergman 1986, and SI 5.0e-4 mL/u[IU]/min, the value that van
-Riel (TU Eindhoven, 2004) gives with this table. SI hangs on the basal values: least squares by another program
-gives 8.1e-4 with those before the injection (92, 11), 5.2e-4 with the last sample (90, 7). They are therefore
-estimated, about the last sample, the state to which the test returns; the last glucose thus counts twice,
-weakly. About the sample before the injection the 90 % interval of SI begins at 5.0e-4 to 5.3e-4, by the spread
-allowed to basal insulin.
+Riel (TU Eindhoven, 2004) gives with this table. SI hangs on the basal values: least squares by another
+program gives 8.1e-4 with those before the injection (92, 11), 5.2e-4 with the last sample (90, 7). They are
+therefore estimated, about the last sample, the state to which the test returns; the last glucose thus counts
+twice, weakly. About the sample before the injection the 90 % interval of SI begins at 5.0e-4 to 5.3e-4, by
+the spread allowed to basal insulin.
 """
 
 from importlib import resources
