@@ -1,13 +1,13 @@
 """A simulation as columns of numbers, and as a CSV file."""
 
 import csv
-import os
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from dtwin_jax.core.files import replacing
 from dtwin_jax.io.names import suggestion
 from dtwin_jax.jobs.document import JobError
 
@@ -76,6 +76,7 @@ def trajectories(model: Any, plan: Any, texts: list[str], paths: int, seed: int)
     import jax
 
     from dtwin_jax.core.quantity import quantities, replace_fields
+    from dtwin_jax.core.record import even_times
     from dtwin_jax.dynamics.simulate import simulate
     from dtwin_jax.dynamics.solver import Outcome
     from dtwin_jax.jobs.plan import single_doses
@@ -87,7 +88,7 @@ def trajectories(model: Any, plan: Any, texts: list[str], paths: int, seed: int)
     until, every = plan.until.to(schema.time_unit), plan.every.to(schema.time_unit)
     if not until > 0:
         raise JobError(f"--until: found {plan.until}, expected a time above 0")
-    times = np.minimum(every * np.arange(int(np.floor(until / every * (1 + 1e-12))) + 1), until)
+    times = even_times(np.asarray(0.0), until, every)
     after = np.zeros(times.shape, bool)
     keys = jax.random.split(jax.random.key(seed), paths) if model.diffusion is not None else None
 
@@ -119,13 +120,8 @@ def write_csv(columns: Columns, path: Path | None) -> None:
     if path is None:
         _write(columns, sys.stdout)
         return
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(draft, "w", encoding="utf-8", newline="") as stream:
-            _write(columns, stream)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with replacing(path) as draft, open(draft, "w", encoding="utf-8", newline="") as stream:
+        _write(columns, stream)
 
 
 def _write(columns: Columns, stream: Any) -> None:

@@ -149,8 +149,7 @@ def scenario(record: Record, *, until: float, every: float, **inputs: Any) -> Re
     t0 = np.asarray(record.t0, float)
     if not np.all(until > t0):
         raise ValueError(f"scenario: until ({until!r}) must be later than the record's start ({t0!r})")
-    steps = int(np.floor((until - t0.min()) / every * (1 + 1e-12))) + 1
-    times = np.minimum(t0[..., None] + every * np.arange(steps), until)
+    times = even_times(t0, until, every)
     check_names("scenario: the model", "input", inputs, vars(record.inputs))
     planned = {name: _for_patients(name, signal, t0.shape) for name, signal in inputs.items()}
     series = Series(times)
@@ -160,6 +159,13 @@ def scenario(record: Record, *, until: float, every: float, **inputs: Any) -> Re
         dict(record.known),
         record.t0,
     )
+
+
+def even_times(start: np.ndarray, until: float, every: float) -> np.ndarray:
+    """Times every `every` from each of `start` on, none past `until`: (..., n), by the earliest start."""
+    # The last step is kept where rounding puts it just past the end.
+    steps = int(np.floor((until - start.min()) / every * (1 + 1e-12))) + 1
+    return np.minimum(start[..., None] + every * np.arange(steps), until)
 
 
 def _for_patients(name: str, signal: Any, patients: tuple[int, ...]) -> Any:

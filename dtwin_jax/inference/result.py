@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import os
 import sys
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -13,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dtwin_jax.core.files import replacing
 from dtwin_jax.core.predictor import PENALTY
 from dtwin_jax.core.prior import Prior, prior_from_dict
 from dtwin_jax.core.quantity import Quantity, quantities, replace_fields, values
@@ -256,14 +256,8 @@ def _population_from_dict(predictor: Any, data: dict[str, Any]) -> Population:
 def save(tree: Any, path: str | Path) -> Path:
     """Write a result as NetCDF: to a temporary name, then renamed, so that a file is whole or absent."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        tree.to_netcdf(temporary, engine="h5netcdf")
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as draft:
+        tree.to_netcdf(draft, engine="h5netcdf")
     return path
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from dtwin_jax import plot
+from dtwin_jax.core.files import replacing
 from dtwin_jax.plot.patients import channels, measured, patient_ids
 from dtwin_jax.plot.posterior import patient_names, shared_names, summarise
 from dtwin_jax.plot.theme import DARK, Figure, counted, group, label
@@ -80,12 +81,8 @@ def write_report(
     )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as draft:
         draft.write_text(page, encoding="utf-8")
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
     return path
 
 
