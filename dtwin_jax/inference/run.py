@@ -1,8 +1,8 @@
 """One calibration in progress: sampling in blocks, and what of it is on disk."""
 
+import functools
 import hashlib
 import inspect
-import os
 import re
 import sys
 import time
@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dtwin_jax.core.files import replacing
 from dtwin_jax.core.record import Cohort
 from dtwin_jax.inference import nuts
 from dtwin_jax.inference.nuts import Nuts
@@ -96,18 +97,21 @@ class Run:
         name, count = stage
         folder = None if self.checkpoint is None else self.checkpoint / name
         store = _Store(folder, self._fingerprint(data, keys))
-        state, blocks = store.restore(lambda: self._start(patients, data, keys))
+        saved, blocks = store.restore()
         self.resumed += len(blocks)
         bar.update(len(blocks))
+        if saved:
+            # Only the shape of a state is wanted of `start` here, and that compiles nothing.
+            begin = functools.partial(nuts.start, self.density, self.method, patients)
+            state = jax.tree.unflatten(jax.tree.structure(jax.eval_shape(begin, data, keys)), saved)
+        else:
+            state = self._timed(nuts.start, patients, data, keys)
         while len(blocks) < count:
             state, drawn = self._timed(nuts.run_block, patients, data, state)
             blocks.append(jax.tree.map(np.asarray, drawn))
             store.save(len(blocks) - 1, state, blocks[-1])
             bar.update(1)
         return blocks[:count]
-
-    def _start(self, patients: bool, data: tuple, keys: Any) -> Any:
-        return self._timed(nuts.start, patients, data, keys)
 
     def _timed(self, function: Any, patients: bool, data: tuple, lanes: Any) -> Any:
         """Call a compiled function, and count as compilation the time of a call that had to compile."""
@@ -144,23 +148,22 @@ class _Store:
     def __init__(self, folder: Path | None, fingerprint: str):
         self.folder, self.fingerprint = folder, fingerprint
 
-    def restore(self, start: Any) -> tuple[Any, list]:
-        """The state to go on from, and the blocks that precede it."""
-        state, blocks = start(), []
+    def restore(self) -> tuple[list, list]:
+        """The leaves of the state to go on from, and the blocks that precede it; both empty at the start."""
+        leaves: list = []
+        blocks: list = []
         if self.folder is None or not self.folder.is_dir():
-            return state, blocks
-        structure = jax.tree.structure(state)
+            return leaves, blocks
         while (path := self._path(len(blocks))).exists():
             with np.load(path) as saved:
                 if str(saved["fingerprint"]) != self.fingerprint:
                     break
-                state = jax.tree.unflatten(
-                    structure, [jnp.asarray(saved[f"state{i}"]) for i in range(structure.num_leaves)]
-                )
+                count = sum(name.startswith("state") for name in saved.files)
+                leaves = [jnp.asarray(saved[f"state{i}"]) for i in range(count)]
                 z = {name[2:]: saved[name] for name in saved.files if name.startswith("z:")}
                 stats = {name[2:]: saved[name] for name in saved.files if name.startswith("s:")}
                 blocks.append((z, stats))
-        return state, blocks
+        return leaves, blocks
 
     def save(self, number: int, state: Any, block: tuple[dict, dict]) -> None:
         if self.folder is None:
@@ -169,12 +172,8 @@ class _Store:
         arrays = {f"state{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
         arrays |= {f"z:{name}": leaf for name, leaf in block[0].items()}
         arrays |= {f"s:{name}": leaf for name, leaf in block[1].items()}
-        temporary = self._path(number).with_suffix(".tmp")
-        with open(temporary, "wb") as file:
+        with replacing(self._path(number)) as draft, open(draft, "wb") as file:
             np.savez(file, allow_pickle=False, fingerprint=np.asarray(self.fingerprint), **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self._path(number))
 
     def _path(self, number: int) -> Path:
         assert self.folder is not None
