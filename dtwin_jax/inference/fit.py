@@ -97,7 +97,7 @@ def fit(
     cohort = data if isinstance(data, Cohort) else stack({"1": data})
     check_cohort(f, cohort)
     base, free = estimated(f, priors or {}, tuple(cohort.record.known))
-    target = _Target(differentiated(f, "forward"), tuple(free.items()))
+    target = Target(differentiated(f, "forward"), tuple(free.items()))
     if method == "least_squares":
         target.check_least_squares()
     keys = jax.random.split(key, len(cohort))
@@ -133,7 +133,7 @@ def _covariances(hessian: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class _Target:
+class Target:
     """What is optimised: minus the log posterior of one patient at unbounded parameters (name,)."""
 
     f: Any
@@ -241,7 +241,7 @@ def _residuals(predicted: Any, series: Any) -> tuple[Any, Any]:
 @functools.partial(jax.jit, static_argnames=("target", "starts", "method", "max_steps"))
 @standard_promotion
 def _peaks(
-    target: _Target, starts: int, method: Method, max_steps: int, base: Any, record: Record, keys: Any
+    target: Target, starts: int, method: Method, max_steps: int, base: Any, record: Record, keys: Any
 ) -> tuple:
     def climb(u, data):
         if method == "least_squares":
