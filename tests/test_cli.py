@@ -148,8 +148,8 @@ def test_a_forecast_of_the_command_equals_that_of_the_job(tmp_path):
 OWN_MODEL = """\
 from dataclasses import replace
 from dtwin_jax.models import one_compartment
-def observe(t, x, p):
-    return one_compartment.observe(t, x, p)
+def observe(t, x, u, p):
+    return one_compartment.observe(t, x, u, p)
 mine = replace(one_compartment, name="mine", observe=observe)
 """
 

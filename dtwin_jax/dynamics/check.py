@@ -73,7 +73,7 @@ def _said_by(check: Callable[..., Iterator[str]], model: Any, *args: Any) -> lis
 def _misplaced_structs(model: Any) -> Iterator[str]:
     p, u, t = model.params(), model.inputs(), jnp.asarray(0.0)
     x = model.init(p)
-    y = model.observe(t, x, p)
+    y = model.observe(t, x, u, p)
     for function, tree in {"params": p, "inputs": u, "init": x, "observe": y}.items():
         if not quantities(tree):
             yield f"{function} returns {type(tree).__name__}, which has no field with a unit"
@@ -160,7 +160,7 @@ def _units_not_consistent(model: Any, point: _Point, rng: np.random.Generator) -
 def _noise_not_consistent(
     model: Any, point: _Point, moved: _Point, sizes: Mapping[str, float]
 ) -> Iterator[str]:
-    y = model.observe(point.t, point.x, point.p)
+    y = model.observe(point.t, point.x, point.u, point.p)
     here, there = model.noise(y, point.p), model.noise(_in_units(y, sizes), moved.p)
     for name, quantity in quantities(y).items():
         if here[name].is_discrete:
@@ -210,13 +210,13 @@ def _flow_not_a_solution(model: Any, point: _Point) -> Iterator[str]:
 
 
 def _structs(model: Any) -> dict[str, Any]:
-    p = model.params()
+    p, u = model.params(), model.inputs()
     x = model.init(p)
     return {
         "params": p,
-        "inputs": model.inputs(),
+        "inputs": u,
         "init": x,
-        "observe": model.observe(jnp.asarray(0.0), x, p),
+        "observe": model.observe(jnp.asarray(0.0), x, u, p),
     }
 
 
@@ -233,7 +233,7 @@ def _moves(model: Any, at: _Point) -> dict[str, Any]:
 def _evaluated(model: Any, at: _Point) -> dict[str, Any]:
     return {
         "init": model.init(at.p),
-        "observe": model.observe(at.t, at.x, at.p),
+        "observe": model.observe(at.t, at.x, at.u, at.p),
         **_moves(model, at),
     }
 

@@ -91,6 +91,14 @@ def piece_of(event: Any, time: Any, after: Any) -> Any:
     return jnp.sum(passed, axis=1)
 
 
+def cross_event(model: Any, t: Scalar, x: Any, u: Any, amount: dict[str, Any], p: Any) -> Any:
+    """The state just after an event at which boluses of `amount` are given."""
+    if model.event is not None:
+        given = replace_fields(jax.tree.map(jnp.zeros_like, u), amount)
+        x = model.event(t, x, u, given, p)
+    return jump(model.drift, t, x, u, amount, p)
+
+
 def jump(drift: Any, t: Scalar, x: Any, u: Any, amount: dict[str, Any], p: Any) -> Any:
     """The state just after boluses of `amount`: `x` moved by `amount * d(drift)/d(u)`.
 

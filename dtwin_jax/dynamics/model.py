@@ -30,15 +30,21 @@ class Model:
         init: (p) -> X, the state at the start of a record.
         drift: (t, x, u, p) -> X, the rate of change. `u` holds plain numbers; affine in those that take
             doses.
-        observe: (t, x, p) -> Y, what can be measured.
+        observe: (t, x, u, p) -> Y, what can be measured.
         noise: (y, p) -> {output: NumPyro distribution}, how it is measured.
         diffusion: (t, x, u, p) -> X, makes the model an Itô SDE with independent noise on each state.
         dosing: (u, p) -> U, signals before they act: lag, bioavailability, modelled duration.
         flow: (dt, x, u, p) -> X, the exact solution after `dt` under constant inputs, for models that have
             one. It replaces the solver where inputs are constant between events.
+        event: (t, x, u, given, p) -> X, what else happens where doses are given: the state just before the
+            amounts `given` move it, `u` as it was until then. It is called at every event of any input, so
+            where nothing it waits for is given it returns `x`.
         time: UCUM unit of time.
         solver: how the equations are solved where there is no flow.
         source: citation of the model.
+        valid: for whom, and for what, the equations were made.
+        stiffness: its fastest and slowest time constants, and what follows for the solver.
+        checked: what the equations were checked against, and how closely they agree.
     """
 
     name: str
@@ -46,14 +52,18 @@ class Model:
     inputs: Callable[[], Any]
     init: Callable[[Any], Any]
     drift: Callable[[Any, Any, Any, Any], Any]
-    observe: Callable[[Any, Any, Any], Any]
+    observe: Callable[[Any, Any, Any, Any], Any]
     noise: Callable[[Any, Any], dict[str, Any]]
     diffusion: Callable[[Any, Any, Any, Any], Any] | None = None
     dosing: Callable[[Any, Any], Any] | None = None
     flow: Callable[[Any, Any, Any, Any], Any] | None = None
+    event: Callable[[Any, Any, Any, Any, Any], Any] | None = None
     time: str = "h"
     solver: Solver = _SOLVER
     source: str = ""
+    valid: str = ""
+    stiffness: str = ""
+    checked: str = ""
 
     def predict(self, p: Any, record: Record) -> dict[str, Any]:
         """The distribution of every measurement of `record`: channel -> distribution of shape (n,)."""
@@ -84,9 +94,10 @@ def expect(model: Model, p: Any, record: Record) -> Any:
     channels = record.observations
     times = jnp.concatenate([jnp.zeros(0), *(jnp.asarray(each.time, float) for each in channels.values())])
     after = jnp.concatenate([jnp.zeros(0, bool), *(jnp.asarray(each.after) for each in channels.values())])
-    states = solve(model, p, record.inputs, times, after, t0=record.t0).states
+    solution = solve(model, p, record.inputs, times, after, t0=record.t0)
     _, unpack = packing(jax.eval_shape(model.init, p))
-    output = jax.vmap(lambda t, x: model.observe(t, unpack(x), p))(times, states)
+    observe = jax.vmap(lambda t, x, u: model.observe(t, unpack(x), u, p))
+    output = observe(times, solution.states, solution.inputs)
     parts, start = {}, 0
     for name, series in channels.items():
         parts[name] = getattr(output, name)[start : start + series.time.shape[0]]
@@ -108,5 +119,6 @@ def _marked(predicted: Any, solved: Any) -> Any:
 @functools.cache
 def _schema(model: Model) -> Schema:
     p = model.params()
-    output = eqx.filter_eval_shape(lambda: model.observe(jnp.asarray(0.0), model.init(p), p))
-    return Schema(quantities(model.inputs()), quantities(output), quantities(p), model.time)
+    u = model.inputs()
+    output = eqx.filter_eval_shape(lambda: model.observe(jnp.asarray(0.0), model.init(p), u, p))
+    return Schema(quantities(u), quantities(output), quantities(p), model.time)

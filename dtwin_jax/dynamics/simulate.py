@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import lineax
 
 from dtwin_jax.core.types import Scalar, Vector
-from dtwin_jax.dynamics.dosing import Pieces, corners, cut, has_samples, inputs_at, jump, piece_of
+from dtwin_jax.dynamics.dosing import Pieces, corners, cross_event, cut, has_samples, inputs_at, piece_of
 from dtwin_jax.dynamics.solver import Outcome, Solver
 from dtwin_jax.dynamics.vector import packing
 
@@ -37,9 +37,10 @@ class Trajectory(eqx.Module):
 
 
 class Solution(eqx.Module):
-    """States at the asked times, as vectors: (n, states)."""
+    """States at the asked times, as vectors: (n, states); and the inputs that acted there, by field (n,)."""
 
     states: Any
+    inputs: Any
     outcome: Any
     steps: Any
 
@@ -66,7 +67,7 @@ def simulate(
     solution = solve(model, p, inputs, times, after, t0=t0, key=key)
     _, unpack = packing(jax.eval_shape(model.init, p))
     state = jax.vmap(unpack)(solution.states)
-    output = jax.vmap(lambda t, x: model.observe(t, x, p))(times, state)
+    output = jax.vmap(lambda t, x, u: model.observe(t, x, u, p))(times, state, solution.inputs)
     return Trajectory(times, state, output, solution.outcome, solution.steps)
 
 
@@ -84,7 +85,8 @@ def _solve(model: Any, p: Any, inputs: Any, times: Any, after: Any, t0: Any, key
     if not times.shape[0]:
         # Diffrax refuses to save nothing.
         start = _solve(model, p, inputs, t0[None], jnp.zeros(1, bool), t0, key)
-        return Solution(start.states[:0], start.outcome, start.steps)
+        none = jax.tree.map(lambda leaf: leaf[:0], start.inputs)
+        return Solution(start.states[:0], none, start.outcome, start.steps)
     if model.dosing is not None:
         inputs = model.dosing(inputs, p)
     t1 = jnp.maximum(jnp.max(times), t0)
@@ -110,19 +112,20 @@ def _solve_by_flow(model: Any, p: Any, inputs: Any, pieces: Pieces, times: Any, 
         start, stop, held, amount = piece
         u = inputs_at(inputs, held, start)
         end = model.flow(stop - start, unpack(x), u, p)
-        return pack(jump(model.drift, stop, end, u, amount, p)), x
+        return pack(cross_event(model, stop, end, u, amount, p)), x
 
     _, starts = jax.lax.scan(cross, pack(x0), (bounds[:-1], bounds[1:], pieces.held, pieces.amount))
     index = piece_of(pieces.event, times, after)
 
-    def reach(t, k):
-        u = inputs_at(inputs, jax.tree.map(lambda leaf: leaf[k], pieces.held), t)
+    acting = _inputs_in(inputs, pieces, times, index)
+
+    def reach(t, k, u):
         return pack(model.flow(t - bounds[k], unpack(starts[k]), u, p))
 
-    states = jax.vmap(reach)(times, index)
+    states = jax.vmap(reach)(times, index, acting)
     finite = jnp.all(jnp.isfinite(states))
     outcome = jnp.where(finite, int(Outcome.SOLVED), int(Outcome.NOT_FINITE))
-    return Solution(states, outcome, jnp.asarray(0))
+    return Solution(states, acting, outcome, jnp.asarray(0))
 
 
 def _solve_by_steps(
@@ -159,7 +162,7 @@ def _solve_by_steps(
         seen = jnp.where(going & jnp.isfinite(saved), saved, jnp.nan)
         limits = jnp.where(going, x, jnp.nan), jnp.where(outcome == Outcome.SOLVED, end, jnp.nan)
         u = inputs_at(inputs, held, stop)
-        following = pack(jump(model.drift, stop, unpack(end), u, amount, p))
+        following = pack(cross_event(model, stop, unpack(end), u, amount, p))
         return (following, outcome, steps + taken), (seen, *limits)
 
     carry = (start0, jnp.asarray(int(Outcome.SOLVED)), jnp.asarray(0))
@@ -170,7 +173,22 @@ def _solve_by_steps(
         states = seen[index, jnp.arange(times.shape[0])]
     else:
         states = jnp.where(after[:, None], starts[index], ends[index])
-    return Solution(states[jnp.argsort(order)], outcome, steps)
+    solution = Solution(states, _inputs_in(inputs, pieces, times, index), outcome, steps)
+    back = jnp.argsort(order)
+    return eqx.tree_at(
+        lambda s: (s.states, s.inputs),
+        solution,
+        (states[back], jax.tree.map(lambda leaf: leaf[back], solution.inputs)),
+    )
+
+
+def _inputs_in(inputs: Any, pieces: Pieces, times: Any, index: Any) -> Any:
+    """The inputs as plain numbers at `times`, each in its piece `index`: every field (n,)."""
+
+    def at(t, k):
+        return inputs_at(inputs, jax.tree.map(lambda leaf: leaf[k], pieces.held), t)
+
+    return jax.vmap(at)(times, index)
 
 
 def _step_sizes(solver: Solver, turns: Any) -> diffrax.AbstractStepSizeController:

@@ -92,7 +92,7 @@ def diffusion(t: Scalar, x: State, u: Inputs, p: Params) -> State:
     return State(H=jnp.sqrt(p.sigma2))
 
 
-def observe(t: Scalar, x: State, p: Params) -> Outputs:
+def observe(t: Scalar, x: State, u: Inputs, p: Params) -> Outputs:
     """H itself."""
     return Outputs(H=x.H)
 

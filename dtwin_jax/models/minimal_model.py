@@ -100,7 +100,7 @@ def drift(t: Scalar, x: State, u: Inputs, p: Params) -> State:
     )
 
 
-def observe(t: Scalar, x: State, p: Params) -> Outputs:
+def observe(t: Scalar, x: State, u: Inputs, p: Params) -> Outputs:
     """Plasma glucose."""
     return Outputs(glucose=x.glucose)
 

@@ -97,7 +97,7 @@ def flow(dt: Scalar, x: State, u: Inputs, p: Params) -> State:
     return State(depot=depot, central=central, peripheral=peripheral)
 
 
-def observe(t: Scalar, x: State, p: Params) -> Outputs:
+def observe(t: Scalar, x: State, u: Inputs, p: Params) -> Outputs:
     """Concentration in plasma."""
     return Outputs(concentration=x.central / p.V1)
 

@@ -57,7 +57,7 @@ def flow(dt, x, u, p):
     return State(central=x.central * jnp.exp(-k * dt) + u.iv * filling(k, dt))
 
 
-def observe(t, x, p):
+def observe(t, x, u, p):
     return Outputs(concentration=x.central / p.V, amount=x.central)
 
 
@@ -101,7 +101,7 @@ def square(t, x, u, p):
     return Level(level=x.level**2)
 
 
-def see_level(t, x, p):
+def see_level(t, x, u, p):
     return Level(level=x.level)
 
 

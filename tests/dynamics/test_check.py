@@ -21,7 +21,7 @@ def noise(y, p):
     return additive(y, p)
 
 
-def observe(t, x, p):
+def observe(t, x, u, p):
     return ConcentrationOnly(concentration=x.central / p.V)
 
 
@@ -56,7 +56,10 @@ def test_linear_flow_solves_its_drift():
 @pytest.mark.parametrize(
     ("parts", "said"),
     [
-        ({"observe": lambda t, x, p: ConcentrationOnly(x.central)}, "observe: concentration does not have"),
+        (
+            {"observe": lambda t, x, u, p: ConcentrationOnly(x.central)},
+            "observe: concentration does not have",
+        ),
         (
             {"drift": rate(lambda t, x, u, p: u.iv - 0.3 * x.central), "flow": None},
             "drift: central does not have its unit",
@@ -96,7 +99,7 @@ def test_linear_flow_solves_its_drift():
         ),
         ({"drift": lambda t, x, u, p: Outputs(x.central, x.central)}, "drift returns Outputs, not a State"),
         ({"drift": lambda t, x, u, p: x.central}, "not a State"),
-        ({"observe": lambda t, x, p: x.central}, "observe returns"),
+        ({"observe": lambda t, x, u, p: x.central}, "observe returns"),
         ({"noise": lambda y, p: {}}, "noise and observe differ in their outputs: concentration"),
         ({"dosing": lambda u, p: u.iv}, "dosing returns"),
         (
@@ -134,7 +137,7 @@ def test_name_with_two_meanings_is_said():
 
     model = replace(
         sound,
-        observe=lambda t, x, p: Twice(k=x.central),
+        observe=lambda t, x, u, p: Twice(k=x.central),
         noise=lambda y, p: {"k": None},
     )
     assert check_model(model) == ["'k' is an output and a parameter: data of that name could be either"]

@@ -168,7 +168,7 @@ def empty(p):
     return Split(fast=0.0, slow=0.0)
 
 
-def see(t, x, p):
+def see(t, x, u, p):
     return Split(fast=x.fast, slow=x.slow)
 
 

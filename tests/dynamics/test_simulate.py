@@ -58,7 +58,7 @@ def robertson_drift(t, x, u, p):
     return Robertson(y1=second - first, y2=first - second - third, y3=third)
 
 
-def see(t, x, p):
+def see(t, x, u, p):
     return x
 
 

@@ -30,7 +30,7 @@ runaway = Model(
     inputs=Inputs,
     init=lambda p: Level(p.start),
     drift=lambda t, x, u, p: Level(x.level**2),
-    observe=lambda t, x, p: x,
+    observe=lambda t, x, u, p: x,
     noise=additive,
     solver=Solver(max_steps=100),
 )

@@ -68,7 +68,7 @@ lotka_volterra = Model(
     inputs=Inputs,
     init=lambda p: State(hare=p.hare0, lynx=p.lynx0),
     drift=drift,
-    observe=lambda t, x, p: x,
+    observe=lambda t, x, u, p: x,
     noise=noise,
     time="a",
     solver=Solver(rtol=1e-5, atol=1e-6, max_steps=500),

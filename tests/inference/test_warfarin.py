@@ -87,7 +87,7 @@ warfarin = Model(
     inputs=Inputs,
     init=lambda p: State(depot=0.0, gut=0.0, central=0.0, pca=p.e0),
     drift=drift,
-    observe=lambda t, x, p: Outputs(cp=x.central / p.v, pca=x.pca),
+    observe=lambda t, x, u, p: Outputs(cp=x.central / p.v, pca=x.pca),
     noise=noise,
     solver=Solver(rtol=1e-8, atol=1e-8),
 )

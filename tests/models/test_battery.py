@@ -131,7 +131,7 @@ def test_equations_say_the_same_compiled_and_not(name):
     x, u, t = model.init(p), model.inputs(), jnp.asarray(0.7)
 
     def equations(t, x, u, p):
-        made = [model.init(p), model.drift(t, x, u, p), model.observe(t, x, p)]
+        made = [model.init(p), model.drift(t, x, u, p), model.observe(t, x, u, p)]
         made += [] if model.flow is None else [model.flow(t, x, u, p)]
         return made + ([] if model.diffusion is None else [model.diffusion(t, x, u, p)])
 
@@ -221,7 +221,7 @@ def test_a_body_at_rest_stays_at_rest(name):
     }
     quiet = Record(replace_fields(model.inputs(), signals), record(model).observations)
     found, _ = one(tight(name))(p, quiet)
-    at_start = jnp.stack(jax.tree.leaves(model.observe(jnp.asarray(0.0), start, p)))
+    at_start = jnp.stack(jax.tree.leaves(model.observe(jnp.asarray(0.0), start, model.inputs(), p)))
     wanted = np.repeat(at_start, found.shape[0] // at_start.shape[0])
     np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-12)
 

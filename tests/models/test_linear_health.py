@@ -92,7 +92,7 @@ def geometric_start(p):
     return H(H=p.H0)
 
 
-def see(t, x, p):
+def see(t, x, u, p):
     return H(H=x.H)
 
 

@@ -46,7 +46,7 @@ def drift(t, x, u, p):
     return State(central=u.iv - eliminated - into_shallow - into_deep, shallow=into_shallow, deep=into_deep)
 
 
-def observe(t, x, p):
+def observe(t, x, u, p):
     return Outputs(concentration=x.central / p.V1)
 
 
