@@ -1,0 +1,39 @@
+"""What the battery must be told of a model: how long to look, what to give, and what its data reveal.
+
+The defaults suit most models; an entry says only what is different.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Case:
+    """How the battery runs one model.
+
+    Attributes:
+        span: length of the record, in the model's unit of time; None takes the usual one of that unit.
+        amount: by input that takes doses (amount per time), the size of a dose.
+        levels: by other input, the values it takes in turn; by default half, twice and zero its neutral.
+        rest: parameter values at which nothing moves while nothing is given; None where the model never
+            rests (it grows, beats or decays).
+        moved: factor on parameters' defaults, for those whose meaning does not bear 0.85 to 0.95.
+        recovered: parameters that the record determines; None is all that have a prior.
+        rtol: how closely the solver works where derivatives are compared with finite differences.
+        step: relative step of the finite differences.
+    """
+
+    span: float | None = None
+    amount: Mapping[str, float] = field(default_factory=dict)
+    levels: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    rest: Mapping[str, float] | None = field(default_factory=dict)
+    moved: Mapping[str, float] = field(default_factory=dict)
+    recovered: tuple[str, ...] | None = None
+    rtol: float = 1e-10
+    step: float = 3e-4
+
+
+CASES: dict[str, Case] = {
+    "minimal_model": Case(rest={"G0": 91.34}),
+    "linear_health_sde": Case(rest={"sigma2": 0.0}),
+}
