@@ -1,12 +1,19 @@
 """Whether a calibration can be trusted: convergence in plain words, with the parameter named."""
 
+import functools
 import json
+import math
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
+from dtwin_jax.core.prior import Prior, prior_from_dict
+
 R_HAT_LIMIT = 1.01
 ESS_LIMIT = 400
+# A posterior at least this share as wide as its prior has learnt little from the data.
+LITTLE = 0.9
 # So many patients of one parameter are named one by one.
 NAMED = 3
 
@@ -24,13 +31,17 @@ def summary(tree: Any, *, individual: bool = False) -> Any:
 
     Returns:
         `xarray.Dataset` with dimension `variable` (`CL_pop`, or `CL[patient]`): mean, sd, q05, median,
-        q95, r_hat, ess_bulk, ess_tail.
+        q95, r_hat, ess_bulk, ess_tail, and contraction: 1 - sd of the posterior / sd of the prior on the
+        unbounded scale of the prior's support (log for positive parameters). It is near 0 where the data say
+        nothing, near 1 where they decide, and NaN for what has no prior of its own: correlations, and the
+        patients of a population.
 
     Source: split rank-normalised R-hat and ESS, Vehtari et al. 2021, doi 10.1214/20-BA1221.
     """
     import xarray as xr
     from arviz_stats.base.array import array_stats
 
+    beliefs = _beliefs(tree)
     rows: dict[str, list[float]] = {}
     for name, x in _columns(tree, individual):
         finite = bool(np.all(np.isfinite(x)))
@@ -43,8 +54,9 @@ def summary(tree: Any, *, individual: bool = False) -> Any:
             _number(array_stats.rhat(x)) if moving else np.nan,
             _number(array_stats.ess(x)) if moving else np.nan,
             _number(array_stats.ess(x, method="tail", prob=0.9)) if moving else np.nan,
+            _contraction(beliefs.get(name.partition("[")[0]), x) if moving else np.nan,
         ]
-    columns = ("mean", "sd", "q05", "median", "q95", "r_hat", "ess_bulk", "ess_tail")
+    columns = ("mean", "sd", "q05", "median", "q95", "r_hat", "ess_bulk", "ess_tail", "contraction")
     table = np.asarray(list(rows.values()))
     return xr.Dataset(
         {column: ("variable", table[:, i]) for i, column in enumerate(columns)},
@@ -70,6 +82,7 @@ def complaints(tree: Any) -> list[str]:
     }
     for members in _grouped(table, individual):
         said.extend(_told(members))
+    said.extend(_uninformed(table, individual))
     diverging = tree["sample_stats"]["diverging"]
     if (count := int(diverging.sum())) > 0:
         total = int(diverging.size)
@@ -113,6 +126,86 @@ def _told(members: list[tuple[str, float, float]]) -> list[str]:
         else:
             said.append(f"{name}: effective sample size is {ess:.0f}, below {ESS_LIMIT}: draw more")
     return said
+
+
+def _uninformed(table: Any, individual: dict[str, str]) -> list[str]:
+    """A sentence for each parameter of which the data say little; its patients are counted in one."""
+    groups: dict[str, list[tuple[str, float]]] = {}
+    for name, contraction in zip(table["variable"].values, table["contraction"].values, strict=True):
+        groups.setdefault(individual.get(str(name), str(name)), []).append((str(name), 1.0 - contraction))
+    said = []
+    for name, members in groups.items():
+        wide = [share for _, share in members if share >= LITTLE]
+        if wide and len(members) == 1:
+            said.append(f"the data say little of {name}: its posterior is {wide[0]:.0%} as wide as its prior")
+        elif wide:
+            said.append(
+                f"the data say little of {name} for {len(wide)} of {len(members)} patients: its posterior is "
+                f"at least {LITTLE:.0%} as wide as its prior"
+            )
+    return said
+
+
+def _beliefs(tree: Any) -> dict[str, Prior]:
+    """Variable of the posterior -> its prior, for those that have one of their own."""
+    priors = {name: prior_from_dict(d) for name, d in json.loads(tree.attrs.get("priors") or "{}").items()}
+    population = json.loads(tree.attrs.get("population") or "{}")
+    if not population:
+        return priors
+    scatter = {name: prior_from_dict(d) for name, d in population["vary"].items()}
+    found = {f"{name}_pop" if name in scatter else name: prior for name, prior in priors.items()}
+    found |= {f"omega_{name}": prior for name, prior in scatter.items()}
+    for covariate in population["covariates"]:
+        if isinstance(covariate["coefficient"], dict):
+            label = f"beta_{covariate['parameter']}_{covariate['name']}"
+            found[label] = prior_from_dict(covariate["coefficient"])
+    return found
+
+
+def _contraction(prior: Prior | None, x: np.ndarray) -> float:
+    if prior is None:
+        return np.nan
+    unbounded = _unbounded(prior, x)
+    return (
+        1.0 - float(np.std(unbounded, ddof=1)) / unbounded_sd(prior)
+        if np.isfinite(unbounded).all()
+        else np.nan
+    )
+
+
+def _unbounded(prior: Prior, x: np.ndarray) -> np.ndarray:
+    import numpyro.distributions as dist
+
+    return np.asarray(dist.biject_to(prior.distribution().support).inv(x))
+
+
+@functools.cache
+def unbounded_sd(prior: Prior) -> float:
+    """Standard deviation of a prior on the unbounded scale of its support (log, own or logit)."""
+    args = dict(prior.args)
+    spread = {
+        "lognormal": lambda: args["log_sd"],
+        "halfnormal": lambda: math.pi / math.sqrt(8.0),
+        "uniform": lambda: math.pi / math.sqrt(3.0),
+        "gamma": lambda: math.sqrt(_trigamma(args["shape"])),
+        "beta": lambda: math.sqrt(_trigamma(args["a"]) + _trigamma(args["b"])),
+    }
+    if prior.family in spread:
+        return float(spread[prior.family]())
+    if not {"low", "high"} & set(args):
+        return args["sd"]
+    whole = NormalDist(args["mean"], args["sd"])
+    below, above = (whole.cdf(args[k]) if k in args else d for k, d in (("low", 0.0), ("high", 1.0)))
+    # Quantiles in the middle of even shares of the probability.
+    shares = (np.arange(4000) + 0.5) / 4000
+    cut = np.asarray([whole.inv_cdf(below + (above - below) * float(share)) for share in shares])
+    return float(np.std(_unbounded(prior, cut)))
+
+
+def _trigamma(x: float) -> float:
+    from jax.scipy.special import polygamma
+
+    return float(polygamma(1, x))
 
 
 def _columns(tree: Any, individual: bool) -> list[tuple[str, np.ndarray]]:

@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 import xarray as xr
+from scipy import integrate, special, stats
 
-from dtwin_jax.inference.diagnostics import complaints, summary
+from dtwin_jax.core.prior import beta, gamma, halfnormal, normal, uniform
+from dtwin_jax.inference.diagnostics import complaints, summary, unbounded_sd
 
 
 def tree(draws, diverging=None, failed=None):
@@ -74,3 +76,66 @@ def test_divergences_and_failing_patients_are_counted(good):
     said = complaints(tree({"CL_pop": good}, diverging, {"b": 0.25}))
     assert said[0].startswith("3 of 4000 draws diverged")
     assert said[1] == "patient b: the model cannot explain a measurement in 25% of the draws"
+
+
+def test_contraction_is_that_of_the_spread_on_the_log(good):
+    made = tree({"CL": np.exp(0.1 * good)})
+    made.attrs["priors"] = json.dumps({"CL": {"lognormal": {"median": 2.0, "log_sd": 0.5}}})
+    row = summary(made).sel(variable="CL")
+    assert float(row["contraction"]) == pytest.approx(1 - 0.2 * good.std(ddof=1))
+
+
+@pytest.mark.parametrize(
+    ("prior", "draw"),
+    [
+        (halfnormal(2.0), lambda x: np.log(stats.halfnorm.ppf(x))),
+        (gamma(3.0, 2.0), lambda x: np.log(stats.gamma.ppf(x, 3.0))),
+        (beta(2.0, 5.0), lambda x: special.logit(stats.beta.ppf(x, 2.0, 5.0))),
+        (uniform(-1.0, 4.0), special.logit),
+        (normal(3.0, 0.2), lambda x: stats.norm.ppf(x, 3.0, 0.2)),
+        (normal(1.0, 2.0, low=0.5), lambda x: np.log(stats.truncnorm.ppf(x, -0.25, np.inf, 1.0, 2.0) - 0.5)),
+        (
+            normal(0.0, 1.0, low=-1.0, high=2.0),
+            lambda x: special.logit((stats.truncnorm.ppf(x, -1, 2) + 1) / 3),
+        ),
+    ],
+    ids=str,
+)
+def test_width_of_a_prior_on_its_unbounded_scale_equals_an_integral_over_its_quantiles(prior, draw):
+    first, second = (integrate.quad(lambda x, k=k: draw(x) ** k, 0, 1, limit=200)[0] for k in (1, 2))
+    assert unbounded_sd(prior) == pytest.approx(np.sqrt(second - first**2), rel=2e-3)
+
+
+def test_a_parameter_that_the_data_say_little_of_is_named(good):
+    made = tree({"ka": np.exp(good), "CL": np.exp(0.1 * good)})
+    weak = {"lognormal": {"median": 1.0, "log_sd": 1.04}}
+    made.attrs["priors"] = json.dumps({"ka": weak, "CL": weak})
+    share = good.std(ddof=1) / 1.04
+    assert complaints(made) == [
+        f"the data say little of ka: its posterior is {share:.0%} as wide as its prior"
+    ]
+    assert share > 0.9
+
+
+def test_patients_that_say_little_are_counted_and_not_named(good):
+    made = tree({"ka": np.exp(np.stack([good, 0.2 * good], axis=-1))})
+    made.attrs["priors"] = json.dumps({"ka": {"lognormal": {"median": 1.0, "log_sd": 1.0}}})
+    assert complaints(made) == [
+        "the data say little of ka for 1 of 2 patients: its posterior is at least 90% as wide as its prior"
+    ]
+
+
+def test_a_population_is_judged_by_what_its_patients_share(good):
+    draws = {"ka_pop": np.exp(0.1 * good), "omega_ka": 0.5 * stats.halfnorm.ppf(stats.norm.cdf(good))}
+    draws |= {"beta_ka_weight": 0.3 * good, "ka": np.exp(np.stack([good, good], axis=-1))}
+    made = tree(draws)
+    made.attrs["priors"] = json.dumps({"ka": {"lognormal": {"median": 1.0, "log_sd": 1.0}}})
+    coefficient = {"parameter": "ka", "name": "weight", "coefficient": normal(0.0, 0.6).as_dict()}
+    made.attrs["population"] = json.dumps(
+        {"vary": {"ka": halfnormal(0.5).as_dict()}, "covariates": [coefficient]}
+    )
+    (said,) = complaints(made)
+    assert said.startswith("the data say little of omega_ka: its posterior is")
+    contraction = summary(made, individual=True)["contraction"]
+    assert float(contraction.sel(variable="beta_ka_weight")) == pytest.approx(1 - 0.5 * good.std(ddof=1))
+    assert np.isnan(contraction.sel(variable=["ka[a]", "ka[b]"])).all()

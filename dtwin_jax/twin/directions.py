@@ -1,0 +1,87 @@
+"""Directions among the parameters along which nothing changes, in words."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dtwin_jax.core.prior import Prior
+
+# Weights below this share of the largest are left out of the words.
+_SMALL = 0.05
+
+
+@dataclass(frozen=True)
+class Direction:
+    """A way in which parameters can move together without the measurements telling.
+
+    Attributes:
+        weights: name -> share of the move on the parameter's scale; the largest in size is 1.
+        scales: name -> "log", "own" or "logit".
+    """
+
+    weights: dict[str, float]
+    scales: dict[str, str]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parameters that take part, the strongest first."""
+        taking = [name for name, weight in self.weights.items() if abs(weight) >= _SMALL]
+        return tuple(sorted(taking, key=lambda name: -round(abs(self.weights[name]), 6)))
+
+    @property
+    def words(self) -> str:
+        """What is, and what is not seen, as a sentence without its full stop."""
+        names = self.names
+        if len(names) == 1:
+            return f"nothing is seen of {names[0]}"
+        if len(names) == 2 and all(self.scales[name] == "log" for name in names):
+            first, second = sorted(names, key=list(self.weights).index)
+            power = -self.weights[second] / self.weights[first]
+            if abs(abs(power) - 1.0) < 0.01:
+                return f"only the {'product' if power > 0 else 'ratio'} of {first} and {second} is seen"
+            return f"only {first}^{power:.3g} {second} is seen"
+        moves = ", ".join(f"{_on(self.scales[name], name)} by {self.weights[name]:+.2g}" for name in names)
+        return f"{', '.join(names)} can move together unseen: {moves}"
+
+
+def _on(scale: str, name: str) -> str:
+    return name if scale == "own" else f"{scale} {name}"
+
+
+def scale_of(prior: Prior) -> str:
+    """The unbounded scale of a parameter: "log", "own" or "logit"; "log" also of the distance to a limit."""
+    limits = {"low", "high"} & set(dict(prior.args))
+    if prior.family in ("lognormal", "halfnormal", "gamma") or len(limits) == 1:
+        return "log"
+    return "own" if prior.family == "normal" and not limits else "logit"
+
+
+def directions(names: Sequence[str], scales: Sequence[str], columns: Any) -> tuple[Direction, ...]:
+    """A `Direction` of each column of (name, direction)."""
+    found = []
+    for column in np.asarray(columns).T:
+        weights = column / column[np.argmax(np.abs(column).round(9))]
+        weights = np.where(np.abs(weights) < 1e-6, 0.0, weights)
+        found.append(
+            Direction(dict(zip(names, weights.tolist(), strict=True)), dict(zip(names, scales, strict=True)))
+        )
+    return tuple(found)
+
+
+def sparse_basis(columns: np.ndarray) -> np.ndarray:
+    """The same space as that of `columns` (name, direction), by vectors with as many zeros as can be.
+
+    Reduced column echelon form with full pivoting: each vector has a parameter of its own.
+    """
+    rows = np.array(columns.T)
+    for i in range(len(rows)):
+        flat = np.argmax(np.abs(rows[i:]).round(9))
+        pivot, column = i + flat // rows.shape[1], flat % rows.shape[1]
+        rows[[i, pivot]] = rows[[pivot, i]]
+        rows[i] /= rows[i, column]
+        for j in range(len(rows)):
+            if j != i:
+                rows[j] -= rows[j, column] * rows[i]
+    return rows.T
