@@ -5,6 +5,13 @@ from dtwin_jax.models.linear_health import linear_health, linear_health_sde
 from dtwin_jax.models.minimal_model import minimal_model
 from dtwin_jax.models.one_compartment import one_compartment
 from dtwin_jax.models.two_compartment import two_compartment
+from dtwin_jax.models.windkessel import (
+    windkessel_2,
+    windkessel_3,
+    windkessel_3_half_sine,
+    windkessel_4_parallel,
+    windkessel_4_series,
+)
 
 SUBJECTS: dict[str, tuple[Model, ...]] = {
     "drug kinetics": (
@@ -15,6 +22,13 @@ SUBJECTS: dict[str, tuple[Model, ...]] = {
     "chronic disease": (
         linear_health,
         linear_health_sde,
+    ),
+    "circulation": (
+        windkessel_2,
+        windkessel_3,
+        windkessel_4_series,
+        windkessel_4_parallel,
+        windkessel_3_half_sine,
     ),
 }
 
