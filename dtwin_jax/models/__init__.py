@@ -4,6 +4,7 @@ from dtwin_jax.dynamics.model import Model
 from dtwin_jax.models.linear_health import linear_health, linear_health_sde
 from dtwin_jax.models.minimal_model import minimal_model
 from dtwin_jax.models.one_compartment import one_compartment
+from dtwin_jax.models.oral_minimal_model import oral_minimal_model
 from dtwin_jax.models.two_compartment import two_compartment
 from dtwin_jax.models.windkessel import (
     windkessel_2,
@@ -18,7 +19,10 @@ SUBJECTS: dict[str, tuple[Model, ...]] = {
         one_compartment,
         two_compartment,
     ),
-    "glucose and insulin": (minimal_model,),
+    "glucose and insulin": (
+        minimal_model,
+        oral_minimal_model,
+    ),
     "chronic disease": (
         linear_health,
         linear_health_sde,
