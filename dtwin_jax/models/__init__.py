@@ -1,6 +1,7 @@
 """Published models of the body, one a file."""
 
 from dtwin_jax.dynamics.model import Model
+from dtwin_jax.models.hovorka import hovorka
 from dtwin_jax.models.linear_health import linear_health, linear_health_sde
 from dtwin_jax.models.minimal_model import minimal_model
 from dtwin_jax.models.one_compartment import one_compartment
@@ -22,6 +23,7 @@ SUBJECTS: dict[str, tuple[Model, ...]] = {
     "glucose and insulin": (
         minimal_model,
         oral_minimal_model,
+        hovorka,
     ),
     "chronic disease": (
         linear_health,
