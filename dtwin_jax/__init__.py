@@ -15,6 +15,7 @@ _HOME = {
     "core.record": ("Cohort", "Record", "Series", "buckets", "scenario", "stack"),
     "core.predictor": ("Predictor", "log_likelihood"),
     "dynamics.check": ("check_model",),
+    "dynamics.couple": ("couple",),
     "dynamics.model": ("Model",),
     "dynamics.linear": ("LinearFlow",),
     "dynamics.simulate": ("Trajectory", "simulate"),

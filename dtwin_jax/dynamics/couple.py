@@ -1,0 +1,279 @@
+"""Several models as one patient: `couple` joins them through named ports into a Model like any other."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dtwin_jax.core.quantity import quantities, replace_fields, values
+from dtwin_jax.core.signal import AbstractSignal, Doses
+from dtwin_jax.dynamics.join import (
+    Join,
+    inputs_class,
+    names_of,
+    outputs_class,
+    params_class,
+    state_class,
+    without_priors,
+)
+from dtwin_jax.dynamics.model import Model
+from dtwin_jax.dynamics.solver import Solver
+from dtwin_jax.dynamics.wiring import Port, read_order, wired
+
+
+def couple(
+    name: str,
+    parts: Mapping[str, Model],
+    wires: Mapping[str, str],
+    *,
+    time: str | None = None,
+    solver: Solver | None = None,
+    source: str = "",
+) -> Model:
+    """One model of several parts.
+
+    The parameters are those of the parts, by part (`"heart.period"`). Inputs and outputs keep their names
+    where these are unique, and are named `part_name` where not. Inputs that no wire drives are inputs of
+    the composite.
+
+    Args:
+        name: of the composite.
+        parts: part -> model. Their units of time may differ. A part may have no state.
+        wires: what each port reads: `"tumour.concentration": "drug.concentration"`. The target is an input
+            or a parameter of a part (a driven parameter is no longer estimated). The source is an output
+            of a part or, without a dot, an input of the composite, which several ports may read. Units are
+            converted where they can be.
+        time: the composite's unit of time; by default that of the first part.
+        solver: how it is solved. By default the first implicit method among the parts (else the first
+            part's), the tightest tolerance, and each state's absolute tolerance as in its part.
+        source: citation of the whole.
+
+    Raises:
+        ValueError: a port does not exist, units cannot be converted, or outputs contain each other (an
+            algebraic loop), with the wire or the ports along the loop.
+    """
+    time = time or next(iter(parts.values())).time
+    found = wired(name, parts, wires, time)
+    pairs = tuple(parts.items())
+    join = Join(pairs, found, time, read_order(name, pairs, found))
+    _refuse_shared_dosing(join)
+    noisy = any(model.diffusion is not None for model in parts.values())
+    return Model(
+        name=name,
+        params=_Params(join),
+        inputs=_Inputs(join),
+        init=_Init(join),
+        drift=_Drift(join),
+        observe=_Observe(join),
+        noise=_Noise(join),
+        diffusion=_Diffusion(join) if noisy else None,
+        dosing=_Dosing(join) if any(model.dosing for model in parts.values()) else None,
+        event=_Event(join) if any(model.event for model in parts.values()) else None,
+        time=time,
+        solver=solver or _solver_for(parts.values()),
+        source=source or "; ".join(model.source for model in parts.values()),
+        stiffness="; ".join(f"{part}: {model.stiffness}" for part, model in pairs if model.stiffness),
+        valid="; ".join(f"{part}: {model.valid}" for part, model in pairs if model.valid),
+    )
+
+
+def _refuse_shared_dosing(join: Join) -> None:
+    """What one part's dosing does to a signal (a lag) must not reach another part that reads it."""
+    readers: dict[str, list[Port]] = {}
+    for port, (name, _) in join.outer().items():
+        readers.setdefault(name, []).append(port)
+    for name, ports in readers.items():
+        if len(ports) > 1 and (dosed := sorted({p.part for p in ports if join.model(p.part).dosing})):
+            raise ValueError(
+                f"input {name!r} is read by {', '.join(map(str, ports))}, and {', '.join(dosed)} would "
+                "change its doses for all of them (dosing); leave these ports unwired and give each the signal"
+            )
+
+
+@dataclass(frozen=True)
+class _Params:
+    """The parts' own defaults. A parameter that a wire drives has no prior: nobody estimates it."""
+
+    join: Join
+
+    def __call__(self) -> Any:
+        made = {}
+        for part, model in self.join.parts:
+            driven = {wire.target.field: wire for wire in self.join.wires if wire.target.part == part}
+            made[part] = without_priors(model.params(), driven)
+        return params_class(self.join)(**made)
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """The inputs that no part drives, neutral."""
+
+    join: Join
+
+    def __call__(self) -> Any:
+        return inputs_class(self.join)()
+
+
+@dataclass(frozen=True)
+class _Init:
+    """Every part at its own start."""
+
+    join: Join
+
+    def __call__(self, p: Any) -> Any:
+        made = {part: model.init(getattr(p, part)) for part, model in self.join.parts}
+        return state_class(self.join)(**made)
+
+
+@dataclass(frozen=True)
+class _Drift:
+    """Rates of every part, per the composite's unit of time."""
+
+    join: Join
+
+    def __call__(self, t: Any, x: Any, u: Any, p: Any) -> Any:
+        ports, rates = self.join.ports(t, x, u, p), {}
+        for part, model in self.join.parts:
+            now, inputs, params = ports[part]
+            rate = model.drift(now, getattr(x, part), inputs, params)
+            pace = self.join.pace(part)
+            rates[part] = jax.tree.map(lambda leaf, pace=pace: leaf * pace, rate)
+        return state_class(self.join)(**rates)
+
+
+@dataclass(frozen=True)
+class _Diffusion:
+    """Noise of the parts that have it, none on the others."""
+
+    join: Join
+
+    def __call__(self, t: Any, x: Any, u: Any, p: Any) -> Any:
+        ports, made = self.join.ports(t, x, u, p), {}
+        for part, model in self.join.parts:
+            own = getattr(x, part)
+            if model.diffusion is None:
+                made[part] = jax.tree.map(jnp.zeros_like, own)
+                continue
+            now, inputs, params = ports[part]
+            size = math.sqrt(self.join.pace(part))
+            spread = model.diffusion(now, own, inputs, params)
+            made[part] = jax.tree.map(lambda leaf, size=size: leaf * size, spread)
+        return state_class(self.join)(**made)
+
+
+@dataclass(frozen=True)
+class _Observe:
+    """What every part shows."""
+
+    join: Join
+
+    def __call__(self, t: Any, x: Any, u: Any, p: Any) -> Any:
+        ports, names, shown = self.join.ports(t, x, u, p), names_of(self.join), {}
+        for part, model in self.join.parts:
+            now, inputs, params = ports[part]
+            y = model.observe(now, getattr(x, part), inputs, params)
+            shown |= {names[Port(part, field)]: value for field, value in values(y).items()}
+        return outputs_class(self.join)(**shown)
+
+
+@dataclass(frozen=True)
+class _Noise:
+    """Every part's own errors of measurement."""
+
+    join: Join
+
+    def __call__(self, y: Any, p: Any) -> dict[str, Any]:
+        names, found = names_of(self.join), {}
+        for part, model in self.join.parts:
+            own = model.params()
+            example = jax.eval_shape(
+                lambda model=model, own=own: model.observe(
+                    jnp.asarray(0.0), model.init(own), model.inputs(), own
+                )
+            )
+            shown = {field: getattr(y, names[Port(part, field)]) for field in quantities(example)}
+            errors = model.noise(replace_fields(example, shown), getattr(p, part))
+            found |= {names[Port(part, field)]: error for field, error in errors.items()}
+        return found
+
+
+@dataclass(frozen=True)
+class _Event:
+    """What else happens in the parts where doses are given."""
+
+    join: Join
+
+    def __call__(self, t: Any, x: Any, u: Any, given: Any, p: Any) -> Any:
+        ports, made = self.join.ports(t, x, u, p), {}
+        for part, model in self.join.parts:
+            made[part] = getattr(x, part)
+            if model.event is None:
+                continue
+            now, inputs, params = ports[part]
+            # An amount is a rate times a time: the part's unit of time enters it.
+            own = {field: v * self.join.pace(part) for field, v in self.join.given(part, given).items()}
+            amounts = replace_fields(jax.tree.map(jnp.zeros_like, inputs), own)
+            made[part] = model.event(now, made[part], inputs, amounts, params)
+        return state_class(self.join)(**made)
+
+
+@dataclass(frozen=True)
+class _Dosing:
+    """Lag, bioavailability and duration of every part, on the inputs that are its own."""
+
+    join: Join
+
+    def __call__(self, u: Any, p: Any) -> Any:
+        changed: dict[str, Any] = {}
+        for part, model in self.join.parts:
+            if model.dosing is None:
+                continue
+            outer = {port.field: at for port, at in self.join.outer().items() if port.part == part}
+            pace, own = self.join.pace(part), quantities(model.inputs())
+            amount = {field: scale * pace for field, (_, scale) in outer.items()}
+            signals = {
+                field: _restated(getattr(u, name), pace, scale, amount[field])
+                for field, (name, scale) in outer.items()
+                if field in own
+            }
+            dosed = model.dosing(replace_fields(model.inputs(), signals), getattr(p, part))
+            for field in signals:
+                name, scale = outer[field]
+                changed[name] = _restated(getattr(dosed, field), 1 / pace, 1 / scale, 1 / amount[field])
+        return replace_fields(u, changed)
+
+
+def _restated(signal: Any, pace: float, scale: float, amount: float) -> Any:
+    """A signal in a part's units: times by `pace`, values by `scale`, amounts of doses by `amount`."""
+    if not isinstance(signal, AbstractSignal):
+        return signal * scale
+    if isinstance(signal, Doses):
+        parts = signal.time * pace, signal.amount * amount, signal.duration * pace
+        return eqx.tree_at(lambda s: (s.time, s.amount, s.duration), signal, parts)
+    restated: Any = signal
+    return eqx.tree_at(lambda s: (s.time, s.value), restated, (restated.time * pace, restated.value * scale))
+
+
+def _solver_for(models: Any) -> Solver:
+    models = tuple(models)
+    implicit = [m for m in models if issubclass(m.solver.method, diffrax.AbstractImplicitSolver)]
+    first = (implicit or list(models))[0].solver
+    atol: list[float] = []
+    for model in models:
+        count = sum(
+            math.prod(leaf.shape) for leaf in jax.tree.leaves(jax.eval_shape(model.init, model.params()))
+        )
+        atol += np.broadcast_to(np.asarray(model.solver.atol, float), count).tolist()
+    return Solver(
+        method=first.method,
+        rtol=min(model.solver.rtol for model in models),
+        atol=atol[0] if len(set(atol)) == 1 else tuple(atol),
+        max_steps=max(model.solver.max_steps for model in models),
+        dt=first.dt,
+    )
