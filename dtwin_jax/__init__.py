@@ -30,6 +30,9 @@ _HOME = {
     "io.table": ("read_table",),
     "twin.assess": ("leave_last_out", "score"),
     "twin.forecast": ("forecast", "forecast_new", "observed_period", "observed_times"),
+    "twin.identify": ("Information", "fisher_information"),
+    "twin.profile": ("Profile", "profile"),
+    "twin.structure": ("Structure", "structural_rank"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 

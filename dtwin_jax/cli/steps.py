@@ -134,6 +134,8 @@ def show_result(tree: Any) -> None:
     )
     for sentence in complaints_of(tree):
         warn(sentence)
+    for sentence in json.loads(tree.attrs.get("notes") or "[]"):
+        say(f"{sentence}.")
 
 
 def complaints_of(tree: Any) -> list[str]:

@@ -14,7 +14,7 @@ import numpy as np
 from dtwin_jax.core.predictor import check_cohort
 from dtwin_jax.core.record import Cohort, Record, stack
 from dtwin_jax.inference.density import Override
-from dtwin_jax.inference.diagnostics import CalibrationWarning, complaints
+from dtwin_jax.inference.diagnostics import CalibrationWarning, faults, uninformed
 from dtwin_jax.inference.nuts import Nuts
 from dtwin_jax.inference.population import Population, density_of
 from dtwin_jax.inference.predictive import constrained, evaluate, prior_draws, theta_of
@@ -46,7 +46,8 @@ def calibrate(
 
     Returns:
         An `xarray.DataTree` in ArviZ's schema: `posterior`, `sample_stats`, `log_likelihood`,
-        `posterior_predictive`, `prior`, `observed_data`, `constant_data`.
+        `posterior_predictive`, `prior`, `observed_data`, `constant_data`. Its attribute `notes` names the
+        parameters of which the data say little, as JSON; `summary` has the figure of each.
 
     Raises:
         ValueError: data or priors that `f` cannot use.
@@ -78,8 +79,9 @@ def calibrate(
     }
     tree = assemble(f, density, base, cohort, posterior)
     tree.attrs |= attributes
-    said = complaints(tree)
+    said = faults(tree)
     tree.attrs["warnings"] = json.dumps(said, ensure_ascii=False)
+    tree.attrs["notes"] = json.dumps(uninformed(tree), ensure_ascii=False)
     for sentence in said:
         warnings.warn(sentence, CalibrationWarning, stacklevel=2)
     return tree

@@ -54,7 +54,7 @@ def summary(tree: Any, *, individual: bool = False) -> Any:
             _number(array_stats.rhat(x)) if moving else np.nan,
             _number(array_stats.ess(x)) if moving else np.nan,
             _number(array_stats.ess(x, method="tail", prob=0.9)) if moving else np.nan,
-            _contraction(beliefs.get(name.partition("[")[0]), x) if moving else np.nan,
+            _contraction(beliefs.get(name.partition("[")[0]), x),
         ]
     columns = ("mean", "sd", "q05", "median", "q95", "r_hat", "ess_bulk", "ess_tail", "contraction")
     table = np.asarray(list(rows.values()))
@@ -69,20 +69,21 @@ def _number(found: Any) -> float:
 
 
 def complaints(tree: Any) -> list[str]:
-    """What a user must know before using a result, one sentence each; empty if all is well."""
+    """What a user must know before using a result, one sentence each; empty if all is well.
+
+    First what went wrong in sampling (`faults`), then what the priors alone decide (`uninformed`).
+    """
+    return faults(tree) + uninformed(tree)
+
+
+def faults(tree: Any) -> list[str]:
+    """Why draws should not be used as they are: convergence, divergences, measurements not explained."""
     table = summary(tree, individual=True)
     said = []
     if tree["posterior"].sizes["chain"] == 1:
         said.append("one chain cannot be compared with another: run at least two")
-    individual = {
-        f"{name}[{patient}]": str(name)
-        for name, variable in tree["posterior"].data_vars.items()
-        if "patient" in variable.dims
-        for patient in variable["patient"].values
-    }
-    for members in _grouped(table, individual):
+    for members in _grouped(table, _individual(tree)):
         said.extend(_told(members))
-    said.extend(_uninformed(table, individual))
     diverging = tree["sample_stats"]["diverging"]
     if (count := int(diverging.sum())) > 0:
         total = int(diverging.size)
@@ -128,22 +129,38 @@ def _told(members: list[tuple[str, float, float]]) -> list[str]:
     return said
 
 
-def _uninformed(table: Any, individual: dict[str, str]) -> list[str]:
-    """A sentence for each parameter of which the data say little; its patients are counted in one."""
-    groups: dict[str, list[tuple[str, float]]] = {}
-    for name, contraction in zip(table["variable"].values, table["contraction"].values, strict=True):
-        groups.setdefault(individual.get(str(name), str(name)), []).append((str(name), 1.0 - contraction))
+def uninformed(tree: Any) -> list[str]:
+    """A sentence for each parameter of which the data say little; its patients are counted in one.
+
+    That is no fault of the draws: predictions rest on the prior there, and a better one or other measurements
+    would change them.
+    """
+    beliefs, individual = _beliefs(tree), _individual(tree)
+    groups: dict[str, list[float]] = {}
+    for name, x in _columns(tree, individual=True):
+        share = 1.0 - _contraction(beliefs.get(name.partition("[")[0]), x)
+        groups.setdefault(individual.get(name, name), []).append(share)
     said = []
-    for name, members in groups.items():
-        wide = [share for _, share in members if share >= LITTLE]
-        if wide and len(members) == 1:
+    for name, shares in groups.items():
+        wide = [share for share in shares if share >= LITTLE]
+        if wide and len(shares) == 1:
             said.append(f"the data say little of {name}: its posterior is {wide[0]:.0%} as wide as its prior")
         elif wide:
             said.append(
-                f"the data say little of {name} for {len(wide)} of {len(members)} patients: its posterior is "
+                f"the data say little of {name} for {len(wide)} of {len(shares)} patients: its posterior is "
                 f"at least {LITTLE:.0%} as wide as its prior"
             )
     return said
+
+
+def _individual(tree: Any) -> dict[str, str]:
+    """Name of a patient's parameter in the summary -> name of the parameter."""
+    return {
+        f"{name}[{patient}]": str(name)
+        for name, variable in tree["posterior"].data_vars.items()
+        if "patient" in variable.dims
+        for patient in variable["patient"].values
+    }
 
 
 def _beliefs(tree: Any) -> dict[str, Prior]:
@@ -163,14 +180,13 @@ def _beliefs(tree: Any) -> dict[str, Prior]:
 
 
 def _contraction(prior: Prior | None, x: np.ndarray) -> float:
-    if prior is None:
+    """1 - sd of draws / sd of the prior, both unbounded; NaN without a prior, or if no draw moves."""
+    if prior is None or not np.isfinite(x).all() or not np.ptp(x) > 0:
         return np.nan
     unbounded = _unbounded(prior, x)
-    return (
-        1.0 - float(np.std(unbounded, ddof=1)) / unbounded_sd(prior)
-        if np.isfinite(unbounded).all()
-        else np.nan
-    )
+    if not np.isfinite(unbounded).all():
+        return np.nan
+    return 1.0 - float(np.std(unbounded, ddof=1)) / unbounded_sd(prior)
 
 
 def _unbounded(prior: Prior, x: np.ndarray) -> np.ndarray:

@@ -124,7 +124,7 @@ def render_report(
         facts=tables.facts(result, ids),
         checks=checks,
         overall=overall(checks),
-        warnings=json_list(result, "warnings"),
+        warnings=json_list(result, "warnings") + json_list(result, "notes"),
         failed=failed,
         patients=[_card(result, curves, forecast, i, who in failed) for i, who in enumerate(ids[:SHOWN])],
         patient_count=len(ids),

@@ -2,14 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from dtwin_jax.core.prior import Prior
-
-# Weights below this share of the largest are left out of the words.
-_SMALL = 0.05
 
 
 @dataclass(frozen=True)
@@ -17,7 +13,7 @@ class Direction:
     """A way in which parameters can move together without the measurements telling.
 
     Attributes:
-        weights: name -> share of the move on the parameter's scale; the largest in size is 1.
+        weights: name -> move on the parameter's scale, the largest in size being 1; 0 where it takes no part.
         scales: name -> "log", "own" or "logit".
     """
 
@@ -27,7 +23,7 @@ class Direction:
     @property
     def names(self) -> tuple[str, ...]:
         """The parameters that take part, the strongest first."""
-        taking = [name for name, weight in self.weights.items() if abs(weight) >= _SMALL]
+        taking = [name for name, weight in self.weights.items() if weight]
         return tuple(sorted(taking, key=lambda name: -round(abs(self.weights[name]), 6)))
 
     @property
@@ -58,12 +54,23 @@ def scale_of(prior: Prior) -> str:
     return "own" if prior.family == "normal" and not limits else "logit"
 
 
-def directions(names: Sequence[str], scales: Sequence[str], columns: Any) -> tuple[Direction, ...]:
-    """A `Direction` of each column of (name, direction)."""
+def directions(
+    names: Sequence[str], scales: Sequence[str], columns: np.ndarray, unit: np.ndarray, *, small: float
+) -> tuple[Direction, ...]:
+    """A `Direction` of each column.
+
+    Args:
+        names: of the parameters.
+        scales: of the parameters, as `scale_of` says them.
+        columns: (name, direction) moves, each in its parameter's `unit`, which makes them comparable.
+        unit: (name,) on the unbounded scale.
+        small: share of a direction's largest move below which a parameter takes no part.
+    """
     found = []
     for column in np.asarray(columns).T:
-        weights = column / column[np.argmax(np.abs(column).round(9))]
-        weights = np.where(np.abs(weights) < 1e-6, 0.0, weights)
+        taking = np.abs(column) >= small * np.abs(column).max()
+        moves = np.where(taking, column * unit, 0.0)
+        weights = moves / moves[np.argmax(np.abs(moves).round(9))]
         found.append(
             Direction(dict(zip(names, weights.tolist(), strict=True)), dict(zip(names, scales, strict=True)))
         )

@@ -29,6 +29,9 @@ from dtwin_jax.twin.directions import Direction, directions, scale_of
 # An eigenvalue below this share of the largest is 0: sensitivities of a solve are known to 1e-6 or better,
 # and the information is their square.
 _ZERO = 1e-11
+# A parameter that moves less than this share of the one that moves most, both in sds of their priors, is left
+# out of a direction.
+_SMALL = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +124,7 @@ class Information:
             raise ValueError(f"no directions: the design of {', '.join(self.failed)} cannot be predicted")
         eigenvalue, vector, sd = self._scaled()
         chosen = 1.0 / np.sqrt(1.0 + np.maximum(eigenvalue, 0.0)) >= wide
-        return directions(self.names, self.scales, sd[:, None] * vector[:, chosen])
+        return directions(self.names, self.scales, vector[:, chosen], sd, small=_SMALL)
 
     def _scaled(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Eigenvalues and vectors with each parameter in units of its prior's sd, and these sds."""
@@ -209,6 +212,8 @@ def information_matrix(target: Target, p: Any, record: Record) -> Any:
     total = jnp.zeros((u.shape[0], u.shape[0]))
     for name, series in record.observations.items():
         rows = _informations(name, kinds[name], lambda u, name=name: predicted(u)[name], u, series)
+        # A failed solve has no derivative, but says so in its value.
+        rows = jnp.where(_finite(predicted(u)[name], rows.shape[:1])[:, None, None], rows, jnp.nan)
         total = total + jnp.sum(jnp.where(series.mask[:, None, None], rows, 0.0), axis=0)
     return total
 
@@ -232,6 +237,17 @@ def _informations(channel: str, kind: Any, at: Any, u: Any, series: Any) -> Any:
     if getattr(kind, "has_enumerate_support", False):
         return _of_finite(at, u, shape)
     return _of_divergence(channel, kind, at, u, shape)
+
+
+def _finite(d: Any, shape: tuple[int, ...]) -> Any:
+    """(n,) whether the numbers of a distribution are finite."""
+    found = jnp.ones(shape, bool)
+    for leaf in jax.tree.leaves(d):
+        finite = jnp.isfinite(jnp.asarray(leaf))
+        if finite.shape[:1] == shape:
+            finite = jnp.all(finite.reshape(*shape, -1), axis=1)
+        found = found & (finite if finite.shape == shape else jnp.all(finite))
+    return found
 
 
 def _outer(rows: Any) -> Any:

@@ -239,12 +239,23 @@ def test_a_design_that_cannot_be_predicted_is_told_by_patient():
         found.flat()
 
 
+def lost_line(mean, p):
+    return dist.Normal(jnp.where(mean < 2.0, mean, jnp.nan), p.sd)
+
+
+def test_a_sample_whose_prediction_failed_is_not_taken_for_one_without_information():
+    found = fisher_information(Line(lost_line), Coefficients(), design())
+    assert found.failed == ("1",) and np.all(np.isnan(found.matrix))
+    early = fisher_information(Line(lost_line), Coefficients(), design(mask=TIME < 2.0))
+    assert early.failed == () and early.matrix[0, 0] == pytest.approx(2 / 0.09)
+
+
 def test_directions_are_said_in_words():
     logs = {"b": "log", "p": "log"}
     assert Direction({"b": 1.0, "p": -1.0}, logs).words == "only the product of b and p is seen"
     assert Direction({"b": 1.0, "p": 1.0}, logs).words == "only the ratio of b and p is seen"
     assert Direction({"b": 1.0, "p": -0.5}, logs).words == "only b^0.5 p is seen"
-    three = Direction({"a": 1.0, "b": 0.5, "c": -1.0, "d": 0.01}, dict.fromkeys("acd", "log") | {"b": "own"})
+    three = Direction({"a": 1.0, "b": 0.5, "c": -1.0, "d": 0.0}, dict.fromkeys("acd", "log") | {"b": "own"})
     assert three.words == "a, c, b can move together unseen: log a by +1, log c by -1, b by +0.5"
 
 
