@@ -1,11 +1,20 @@
 """Published models of the body, one a file."""
 
 from dtwin_jax.dynamics.model import Model
+from dtwin_jax.models.claret import claret
 from dtwin_jax.models.hovorka import hovorka
 from dtwin_jax.models.linear_health import linear_health, linear_health_sde
 from dtwin_jax.models.minimal_model import minimal_model
 from dtwin_jax.models.one_compartment import one_compartment
 from dtwin_jax.models.oral_minimal_model import oral_minimal_model
+from dtwin_jax.models.regrowth import lesion_regrowth, regrowth, stein_regrowth
+from dtwin_jax.models.simeoni import simeoni
+from dtwin_jax.models.tumour_growth import (
+    tumour_bertalanffy,
+    tumour_exponential,
+    tumour_gompertz,
+    tumour_logistic,
+)
 from dtwin_jax.models.two_compartment import two_compartment
 from dtwin_jax.models.windkessel import (
     windkessel_2,
@@ -35,6 +44,17 @@ SUBJECTS: dict[str, tuple[Model, ...]] = {
         windkessel_4_series,
         windkessel_4_parallel,
         windkessel_3_half_sine,
+    ),
+    "tumour": (
+        tumour_exponential,
+        tumour_logistic,
+        tumour_gompertz,
+        tumour_bertalanffy,
+        claret,
+        simeoni,
+        regrowth,
+        stein_regrowth,
+        lesion_regrowth,
     ),
 }
 

@@ -36,4 +36,13 @@ class Case:
 CASES: dict[str, Case] = {
     "minimal_model": Case(rest={"G0": 91.34}),
     "linear_health_sde": Case(rest={"sigma2": 0.0}),
+    "tumour_exponential": Case(rest=None),
+    "tumour_logistic": Case(rest=None),
+    "tumour_gompertz": Case(rest=None),
+    "tumour_bertalanffy": Case(rest=None),
+    "claret": Case(rest=None),
+    "simeoni": Case(span=30.0, amount={"dose": 7.5e5}, rest=None),
+    "regrowth": Case(span=900.0, levels={"treatment": (1.0, 0.0, 1.0)}, rest=None),
+    "stein_regrowth": Case(span=900.0, levels={"treatment": (1.0, 0.0, 1.0)}, rest=None),
+    "lesion_regrowth": Case(span=900.0, levels={"treatment": (1.0, 0.0, 1.0)}, rest=None),
 }
