@@ -16,6 +16,7 @@ from dtwin_jax.models.tumour_growth import (
     tumour_logistic,
 )
 from dtwin_jax.models.two_compartment import two_compartment
+from dtwin_jax.models.uva_padova import uva_padova
 from dtwin_jax.models.windkessel import (
     windkessel_2,
     windkessel_3,
@@ -33,6 +34,7 @@ SUBJECTS: dict[str, tuple[Model, ...]] = {
         minimal_model,
         oral_minimal_model,
         hovorka,
+        uva_padova,
     ),
     "chronic disease": (
         linear_health,
