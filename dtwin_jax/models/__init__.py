@@ -2,12 +2,17 @@
 
 from dtwin_jax.dynamics.model import Model
 from dtwin_jax.models.claret import claret
+from dtwin_jax.models.hcv import hcv
+from dtwin_jax.models.hiv import hiv
 from dtwin_jax.models.hovorka import hovorka
+from dtwin_jax.models.influenza import influenza, influenza_eclipse
 from dtwin_jax.models.linear_health import linear_health, linear_health_sde
 from dtwin_jax.models.minimal_model import minimal_model
 from dtwin_jax.models.one_compartment import one_compartment
 from dtwin_jax.models.oral_minimal_model import oral_minimal_model
 from dtwin_jax.models.regrowth import lesion_regrowth, regrowth, stein_regrowth
+from dtwin_jax.models.sarscov2 import sarscov2
+from dtwin_jax.models.seir import seir
 from dtwin_jax.models.simeoni import simeoni
 from dtwin_jax.models.tumour_growth import (
     tumour_bertalanffy,
@@ -57,6 +62,14 @@ SUBJECTS: dict[str, tuple[Model, ...]] = {
         regrowth,
         stein_regrowth,
         lesion_regrowth,
+    ),
+    "infection": (
+        hiv,
+        hcv,
+        influenza,
+        influenza_eclipse,
+        sarscov2,
+        seir,
     ),
 }
 

@@ -1,0 +1,104 @@
+"""Hepatitis C virus under treatment, limited by target cells.
+
+Source: Neumann et al. 1998, Science 282:103, doi 10.1126/science.282.5386.103. Values: those of mrgsolve's
+viral1 model (inst/models/viral1.cpp), rewritten as below.
+
+    target'       = d R0 - d target - (1 - eta) d (R0 - 1) target virus
+    log_infected' = (1 - eta) delta target virus / infected - delta
+    log_virus'    = c ((1 - epsilon) infected / virus - 1)
+    viral_load    = V0 virus
+
+All three are relative to the untreated infected steady state, where they are 1, so that the production of
+virus, the supply of cells and the constant of infection (p, s, beta of the paper), which a viral load does
+not determine, leave one number, the reproductive number R0 = beta p s / (c delta d). Infected cells and
+virus are solved as logarithms: they fall over decades and stay positive. V0, c, delta and epsilon's drug
+effect show in the two phases of decline; R0 and d show only in a rebound.
+"""
+
+import equinox as eqx
+import jax.numpy as jnp
+
+from dtwin_jax.core.prior import lognormal
+from dtwin_jax.core.quantity import param, var
+from dtwin_jax.core.signal import Input
+from dtwin_jax.core.types import Scalar
+from dtwin_jax.dynamics.model import Model
+from dtwin_jax.dynamics.residual import log_normal
+
+_MRGSOLVE = "mrgsolve viral1; spread chosen here"
+_HERE = "weakly informative, chosen here"
+
+
+class Params(eqx.Module):
+    """Parameters of virus, infected cells and target cells."""
+
+    V0: Scalar = param(
+        4.7597e5, "[IU]/mL", lognormal(4.7597e5, log_sd=1.5), source=_MRGSOLVE, doc="load at the start"
+    )
+    R0: Scalar = param(
+        79.535, "1", lognormal(79.535, log_sd=1.0), source=_MRGSOLVE, doc="basic reproductive number"
+    )
+    c: Scalar = param(8.0, "/d", lognormal(8.0, log_sd=0.5), source=_MRGSOLVE, doc="clearance of virus")
+    delta: Scalar = param(
+        0.4, "/d", lognormal(0.4, log_sd=0.7), source=_MRGSOLVE, doc="loss of infected cells"
+    )
+    d: Scalar = param(1 / 300, "/d", source=_MRGSOLVE, doc="loss of target cells")
+    cv: Scalar = param(0.3, "1", lognormal(0.3, log_sd=0.7), source=_HERE, doc="sd of the log of a load")
+
+
+class Inputs(eqx.Module):
+    """Treatment."""
+
+    epsilon: Input = var("1", neutral=0.0, doc="share of virus production blocked, 0 to 1")
+    eta: Input = var("1", neutral=0.0, doc="share of infection blocked, 0 to 1")
+
+
+class State(eqx.Module):
+    """Cells and virus, relative to the untreated steady state."""
+
+    target: Scalar = var("1")
+    log_infected: Scalar = var("1")
+    log_virus: Scalar = var("1")
+
+
+class Outputs(eqx.Module):
+    """What is measured."""
+
+    viral_load: Scalar = var("[IU]/mL", doc="RNA in serum", plausible=(0.0, 1e10))
+
+
+def init(p: Params) -> State:
+    """The untreated infected steady state."""
+    return State(target=1.0, log_infected=0.0, log_virus=0.0)
+
+
+def drift(t: Scalar, x: State, u: Inputs, p: Params) -> State:
+    """Rates of change, per day."""
+    infected_by = (1 - u.eta) * x.target * jnp.exp(x.log_virus)
+    made = (1 - u.epsilon) * jnp.exp(x.log_infected - x.log_virus)
+    return State(
+        target=p.d * (p.R0 - x.target - (p.R0 - 1) * infected_by),
+        log_infected=p.delta * (infected_by * jnp.exp(-x.log_infected) - 1),
+        log_virus=p.c * (made - 1),
+    )
+
+
+def observe(t: Scalar, x: State, u: Inputs, p: Params) -> Outputs:
+    """Viral load."""
+    return Outputs(viral_load=p.V0 * jnp.exp(x.log_virus))
+
+
+hcv = Model(
+    name="hcv",
+    params=Params,
+    inputs=Inputs,
+    init=init,
+    drift=drift,
+    observe=observe,
+    noise=log_normal,
+    time="d",
+    source="Neumann et al. 1998, doi 10.1126/science.282.5386.103",
+    valid="Chronic hepatitis C, untreated at the start; weeks of treatment and the rebound after it.",
+    stiffness="0.1 d (virus) to 300 d (target cells), 2.5 d between: explicit, Tsit5.",
+    checked="mrgsolve's own equations solved at 1e-12: cells and virus over 56 d, 1e-6 relative.",
+)
