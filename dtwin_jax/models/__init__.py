@@ -14,6 +14,7 @@ from dtwin_jax.models.regrowth import lesion_regrowth, regrowth, stein_regrowth
 from dtwin_jax.models.sarscov2 import sarscov2
 from dtwin_jax.models.seir import seir
 from dtwin_jax.models.simeoni import simeoni
+from dtwin_jax.models.topp import topp
 from dtwin_jax.models.tumour_growth import (
     tumour_bertalanffy,
     tumour_exponential,
@@ -40,6 +41,7 @@ SUBJECTS: dict[str, tuple[Model, ...]] = {
         oral_minimal_model,
         hovorka,
         uva_padova,
+        topp,
     ),
     "chronic disease": (
         linear_health,
