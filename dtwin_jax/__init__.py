@@ -30,6 +30,7 @@ _HOME = {
     "io.table": ("read_table",),
     "twin.assess": ("leave_last_out", "score"),
     "twin.forecast": ("forecast", "forecast_new", "observed_period", "observed_times"),
+    "twin.virtual": ("fit_joint", "virtual_population"),
     "twin.identify": ("Information", "fisher_information"),
     "twin.profile": ("Profile", "profile"),
     "twin.structure": ("Structure", "structural_rank"),
