@@ -15,10 +15,13 @@ class Direction:
     Attributes:
         weights: name -> move on the parameter's scale, the largest in size being 1; 0 where it takes no part.
         scales: name -> "log", "own" or "logit".
+        local: whether it is known to be one at some values only, and may turn elsewhere, as that of two rates
+            of which the sum is seen; a product or a ratio is the same everywhere.
     """
 
     weights: dict[str, float]
     scales: dict[str, str]
+    local: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -32,14 +35,18 @@ class Direction:
         names = self.names
         if len(names) == 1:
             return f"nothing is seen of {names[0]}"
+        where = " near these values" if self.local else ""
         if len(names) == 2 and all(self.scales[name] == "log" for name in names):
             first, second = sorted(names, key=list(self.weights).index)
             power = -self.weights[second] / self.weights[first]
             if abs(abs(power) - 1.0) < 0.01:
-                return f"only the {'product' if power > 0 else 'ratio'} of {first} and {second} is seen"
-            return f"only {first}^{power:.3g} {second} is seen"
+                return (
+                    f"only the {'product' if power > 0 else 'ratio'} of {first} and {second} is seen{where}"
+                )
+            if not self.local:
+                return f"only {first}^{power:.3g} {second} is seen"
         moves = ", ".join(f"{_on(self.scales[name], name)} by {self.weights[name]:+.2g}" for name in names)
-        return f"{', '.join(names)} can move together unseen: {moves}"
+        return f"{', '.join(names)} can move together unseen{where}: {moves}"
 
 
 def _on(scale: str, name: str) -> str:
@@ -55,7 +62,13 @@ def scale_of(prior: Prior) -> str:
 
 
 def directions(
-    names: Sequence[str], scales: Sequence[str], columns: np.ndarray, unit: np.ndarray, *, small: float
+    names: Sequence[str],
+    scales: Sequence[str],
+    columns: np.ndarray,
+    unit: np.ndarray,
+    *,
+    small: float,
+    local: Sequence[bool],
 ) -> tuple[Direction, ...]:
     """A `Direction` of each column.
 
@@ -65,15 +78,15 @@ def directions(
         columns: (name, direction) moves, each in its parameter's `unit`, which makes them comparable.
         unit: (name,) on the unbounded scale.
         small: share of a direction's largest move below which a parameter takes no part.
+        local: of each direction, whether it is known at these values only.
     """
     found = []
-    for column in np.asarray(columns).T:
+    for column, here in zip(np.asarray(columns).T, local, strict=True):
         taking = np.abs(column) >= small * np.abs(column).max()
         moves = np.where(taking, column * unit, 0.0)
-        weights = moves / moves[np.argmax(np.abs(moves).round(9))]
-        found.append(
-            Direction(dict(zip(names, weights.tolist(), strict=True)), dict(zip(names, scales, strict=True)))
-        )
+        weights = moves / moves[np.argmax(np.abs(moves).round(9))] + 0.0
+        named = dict(zip(names, weights.tolist(), strict=True))
+        found.append(Direction(named, dict(zip(names, scales, strict=True)), here))
     return tuple(found)
 
 

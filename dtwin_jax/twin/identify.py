@@ -124,7 +124,8 @@ class Information:
             raise ValueError(f"no directions: the design of {', '.join(self.failed)} cannot be predicted")
         eigenvalue, vector, sd = self._scaled()
         chosen = 1.0 / np.sqrt(1.0 + np.maximum(eigenvalue, 0.0)) >= wide
-        return directions(self.names, self.scales, vector[:, chosen], sd, small=_SMALL)
+        local = [True] * int(chosen.sum())
+        return directions(self.names, self.scales, vector[:, chosen], sd, small=_SMALL, local=local)
 
     def _scaled(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Eigenvalues and vectors with each parameter in units of its prior's sd, and these sds."""

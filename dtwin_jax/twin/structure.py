@@ -55,8 +55,8 @@ class Structure:
         names: the parameters asked about, and initial states as `init.<state>`.
         rank: how many combinations of them are determined.
         undetermined: parameters that are not, because they take part in an unseen direction.
-        unseen: directions in which the parameters can move without any change of the outputs, at one point;
-            a product or a ratio is the same at all points.
+        unseen: directions in which the parameters can move without any change of the outputs; `local` where
+            they differ from point to point, and this is one of them.
         singular: (point, name) singular values of the sensitivities, columns scaled to norm 1, largest first.
         error: (point,) what the solver's error may add to a singular value.
         noise: parameters with a prior that were not asked about, since they are in the noise only.
@@ -344,11 +344,14 @@ def _judged(
     null = best.vectors[rank:].T
     null = np.where(np.abs(null) < _ABSENT, 0.0, null)
     taking = np.any(null != 0, axis=1)
+    unseen, unit = sparse_basis(null), 1.0 / best.size
+    others = [row for row, each in zip(rows, ranks, strict=True) if each == rank and row is not best]
+    turns = [not others or any(row.sees(move, rank) for row in others) for move in (unseen * unit[:, None]).T]
     return Structure(
         names=tuple(names),
         rank=rank,
         undetermined=tuple(name for name, part in zip(names, taking, strict=True) if part),
-        unseen=directions(names, scales, sparse_basis(null), 1.0 / best.size, small=_ABSENT),
+        unseen=directions(names, scales, unseen, unit, small=_ABSENT, local=turns),
         singular=singular,
         error=error,
         noise=noise,
@@ -361,6 +364,11 @@ class _Decomposition:
     vectors: np.ndarray
     size: np.ndarray
     error: float
+
+    def sees(self, move: np.ndarray, rank: int) -> bool:
+        """Whether the outputs change at this point when the parameters make a move (name,)."""
+        scaled = move * self.size
+        return float(np.linalg.norm(self.vectors[:rank] @ scaled)) > _ABSENT * float(np.linalg.norm(scaled))
 
 
 def _decomposed(tight: np.ndarray, loose: np.ndarray) -> _Decomposition:

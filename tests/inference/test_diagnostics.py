@@ -2,12 +2,16 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 import xarray as xr
+from lines import Inputs, line
 from scipy import integrate, special, stats
 
 from dtwin_jax.core.prior import beta, gamma, halfnormal, normal, uniform
+from dtwin_jax.core.record import Record, Series
+from dtwin_jax.inference.calibrate import calibrate
 from dtwin_jax.inference.diagnostics import complaints, summary, unbounded_sd
 
 
@@ -139,3 +143,18 @@ def test_a_population_is_judged_by_what_its_patients_share(good):
     contraction = summary(made, individual=True)["contraction"]
     assert float(contraction.sel(variable="beta_ka_weight")) == pytest.approx(1 - 0.5 * good.std(ddof=1))
     assert np.isnan(contraction.sel(variable=["ka[a]", "ka[b]"])).all()
+
+
+def test_a_calibration_notes_what_its_data_say_little_of_without_a_warning():
+    # All measured at time 0, where the slope has no effect; any warning would fail the test.
+    record = Record(Inputs(), {"y": Series(np.zeros(3), [0.9, 1.1, 1.2])})
+    made = calibrate(line, record, key=jax.random.key(0), priors={"sd": 0.3}, progress=False)
+    (note,) = json.loads(made.attrs["notes"])
+    assert note.startswith("the data say little of slope: its posterior is")
+    assert json.loads(made.attrs["warnings"]) == []
+    contraction = summary(made, individual=True)["contraction"]
+    assert float(contraction.sel(variable="slope[1]")) == pytest.approx(0.0, abs=0.1)
+    # The level's prior has an sd of 2, its three measurements one of 0.3.
+    assert float(contraction.sel(variable="level[1]")) == pytest.approx(
+        1 - (1 + 3 * (2 / 0.3) ** 2) ** -0.5, abs=0.01
+    )

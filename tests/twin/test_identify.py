@@ -255,6 +255,9 @@ def test_directions_are_said_in_words():
     assert Direction({"b": 1.0, "p": -1.0}, logs).words == "only the product of b and p is seen"
     assert Direction({"b": 1.0, "p": 1.0}, logs).words == "only the ratio of b and p is seen"
     assert Direction({"b": 1.0, "p": -0.5}, logs).words == "only b^0.5 p is seen"
+    assert Direction({"b": 1.0, "p": -1.0}, logs, local=True).words == (
+        "only the product of b and p is seen near these values"
+    )
     three = Direction({"a": 1.0, "b": 0.5, "c": -1.0, "d": 0.0}, dict.fromkeys("acd", "log") | {"b": "own"})
     assert three.words == "a, c, b can move together unseen: log a by +1, log c by -1, b by +0.5"
 
