@@ -45,6 +45,8 @@ class Model:
         valid: for whom, and for what, the equations were made.
         stiffness: its fastest and slowest time constants, and what follows for the solver.
         checked: what the equations were checked against, and how closely they agree.
+        example: () -> Record, a typical study: what is given, and when what is measured (the values do not
+            count). Cards, plans and comparisons of solvers look at the model under it.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Model:
     valid: str = ""
     stiffness: str = ""
     checked: str = ""
+    example: Callable[[], Record] | None = None
 
     def predict(self, p: Any, record: Record) -> dict[str, Any]:
         """The distribution of every measurement of `record`: channel -> distribution of shape (n,)."""
