@@ -116,6 +116,7 @@ class Information:
 
         Returns:
             The flattest first; directions are orthogonal where each parameter is in units of its prior's sd.
+            What their words call unseen may be seen a little, as `wide` allows.
 
         Raises:
             ValueError: the design cannot be predicted.
@@ -209,21 +210,45 @@ def information_matrix(target: Target, p: Any, record: Record) -> Any:
     def predicted(u: Any) -> dict[str, Any]:
         return target.f.predict(parameters(target.names, p, target.bounded(u), record), record)
 
-    kinds = jax.eval_shape(predicted, u)
+    here, near = _linearised(predicted, u)
     total = jnp.zeros((u.shape[0], u.shape[0]))
     for name, series in record.observations.items():
-        rows = _informations(name, kinds[name], lambda u, name=name: predicted(u)[name], u, series)
+        rows = _informations(name, lambda u, name=name: near(u)[name], u, series)
         # A failed solve has no derivative, but says so in its value.
-        rows = jnp.where(_finite(predicted(u)[name], rows.shape[:1])[:, None, None], rows, jnp.nan)
+        rows = jnp.where(_finite(here[name], rows.shape[:1])[:, None, None], rows, jnp.nan)
         total = total + jnp.sum(jnp.where(series.mask[:, None, None], rows, 0.0), axis=0)
     return total
 
 
-def _informations(channel: str, kind: Any, at: Any, u: Any, series: Any) -> Any:
+def _linearised(predicted: Any, u: Any) -> tuple[Any, Any]:
+    """What is predicted at `u`, and a function that predicts the same to first order near it.
+
+    Information depends on first derivatives only, so one pass through the solver is enough for all channels.
+    """
+    structure = jax.tree.structure(jax.eval_shape(predicted, u))
+
+    def numbers(u: Any) -> tuple[list[Any], list[Any]]:
+        leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(predicted(u))]
+        return [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)], leaves
+
+    slopes, leaves = jax.jacfwd(numbers, has_aux=True)(u)
+
+    def near(v: Any) -> Any:
+        left = iter(slopes)
+        moved = [
+            leaf + next(left) @ (v - u) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf
+            for leaf in leaves
+        ]
+        return jax.tree.unflatten(structure, moved)
+
+    return jax.tree.unflatten(structure, leaves), near
+
+
+def _informations(channel: str, at: Any, u: Any, series: Any) -> Any:
     """Information of each sample, (n, name, name)."""
     import numpyro.distributions as dist
 
-    shape = jnp.shape(series.time)
+    shape, kind = jnp.shape(series.time), at(u)
     if isinstance(kind, dist.Normal | dist.LogNormal):
 
         def moments(u: Any) -> Any:
