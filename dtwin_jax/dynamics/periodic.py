@@ -62,14 +62,14 @@ class Search:
     Attributes:
         settle: periods that are run before the first Newton step.
         iterations: Newton steps allowed.
-        tolerance: change over a period that counts as none, in units of the solver's tolerance. The last
-            Newton step goes on from there.
+        tolerance: change over a period that counts as none, in units of the solver's tolerance. The state
+            that is returned is a Newton step further.
         turns: states that count cycles, by name: after a period they are taken to be where they were.
     """
 
     settle: int = 2
     iterations: int = 30
-    tolerance: float = 1.0
+    tolerance: float = 10.0
     turns: tuple[str, ...] = ()
 
 

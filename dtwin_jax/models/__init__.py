@@ -6,6 +6,7 @@ from dtwin_jax.models.hcv import hcv
 from dtwin_jax.models.hiv import hiv
 from dtwin_jax.models.hovorka import hovorka
 from dtwin_jax.models.influenza import influenza, influenza_eclipse
+from dtwin_jax.models.left_heart import left_heart
 from dtwin_jax.models.linear_health import linear_health, linear_health_sde
 from dtwin_jax.models.minimal_model import minimal_model
 from dtwin_jax.models.one_compartment import one_compartment
@@ -53,6 +54,7 @@ SUBJECTS: dict[str, tuple[Model, ...]] = {
         windkessel_4_series,
         windkessel_4_parallel,
         windkessel_3_half_sine,
+        left_heart,
     ),
     "tumour": (
         tumour_exponential,
