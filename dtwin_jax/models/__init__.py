@@ -2,6 +2,7 @@
 
 from dtwin_jax.dynamics.model import Model
 from dtwin_jax.models.claret import claret
+from dtwin_jax.models.dalla_man import dalla_man_normal, dalla_man_t2d
 from dtwin_jax.models.hcv import hcv
 from dtwin_jax.models.hiv import hiv
 from dtwin_jax.models.hovorka import hovorka
@@ -43,6 +44,8 @@ SUBJECTS: dict[str, tuple[Model, ...]] = {
         hovorka,
         uva_padova,
         topp,
+        dalla_man_normal,
+        dalla_man_t2d,
     ),
     "chronic disease": (
         linear_health,

@@ -35,6 +35,7 @@ decide.
 
 import csv
 from importlib import resources
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -181,12 +182,12 @@ class Outputs(eqx.Module):
 class Basal(eqx.Module):
     """What follows from rest at Gb, Ib and EGPb."""
 
-    m3: Scalar
-    Gt: Scalar
-    Il: Scalar
-    kp1: Scalar
-    Vm0: Scalar
-    infusion: Scalar  # pmol/kg/min
+    m3: Scalar = var("/min")
+    Gt: Scalar = var("mg/kg")
+    Il: Scalar = var("pmol/kg")
+    kp1: Scalar = var("mg/kg/min")
+    Vm0: Scalar = var("mg/kg/min")
+    infusion: Scalar = var("pmol/kg/min")
 
 
 def basal_of(p: Params) -> Basal:
@@ -210,8 +211,8 @@ def basal_rate(p: Params) -> Scalar:
     return basal_of(p).infusion * p.BW / p.per_unit
 
 
-def emptying(content: Scalar, eaten: Scalar, p: Params) -> Scalar:
-    """Rate constant of emptying of a stomach with `content` left of a meal `eaten`."""
+def emptying(content: Scalar, eaten: Scalar, p: Any) -> Scalar:
+    """Rate constant at which the stomach empties with `content` left of a meal `eaten`."""
     fed = eaten > 0
     D = jnp.where(fed, eaten, 1.0)
     slowing = jnp.tanh(2.5 * (content - p.b * D) / (D * (1.0 - p.b)))
