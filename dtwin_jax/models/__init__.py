@@ -13,6 +13,7 @@ from dtwin_jax.models.minimal_model import minimal_model
 from dtwin_jax.models.one_compartment import one_compartment
 from dtwin_jax.models.oral_minimal_model import oral_minimal_model
 from dtwin_jax.models.regrowth import lesion_regrowth, regrowth, stein_regrowth
+from dtwin_jax.models.replay_bg import replay_bg
 from dtwin_jax.models.sarscov2 import sarscov2
 from dtwin_jax.models.seir import seir
 from dtwin_jax.models.simeoni import simeoni
@@ -46,6 +47,7 @@ SUBJECTS: dict[str, tuple[Model, ...]] = {
         topp,
         dalla_man_normal,
         dalla_man_t2d,
+        replay_bg,
     ),
     "chronic disease": (
         linear_health,
