@@ -21,7 +21,7 @@ demo: .venv/installed ## Calibrate a twin to shipped data and write a report
 	$(BIN)/dtwin demo
 
 test: .venv/installed ## Run the tests
-	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 lint: .venv/lint ## Check style and format
 	$(BIN)/ruff check .

@@ -43,3 +43,15 @@ def shared():
         return path
 
     return find
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """One worker runs all tests of a file (of a model, in the battery): they share what is compiled."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class BySubject(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            path, _, test = nodeid.partition("::")
+            return f"{path} {test.partition('[')[2]}" if path.endswith("test_battery.py") else path
+
+    return BySubject(config, log)

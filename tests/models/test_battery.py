@@ -30,12 +30,10 @@ KEY = jax.random.key(5)
 
 
 def each(names):
-    """One worker runs all tests of a model, which share compiled functions."""
-    marked = [pytest.param(name, marks=pytest.mark.xdist_group(f"battery {name}")) for name in names]
-    return pytest.mark.parametrize("name", marked)
+    return pytest.mark.parametrize("name", names)
 
 
-every_model = each(CATALOGUE)
+every_model = each(list(CATALOGUE))
 every_ode = each([name for name, model in CATALOGUE.items() if model.diffusion is None])
 
 
