@@ -26,6 +26,7 @@ from dtwin_jax.models.tumour_growth import (
 )
 from dtwin_jax.models.two_compartment import two_compartment
 from dtwin_jax.models.uva_padova import uva_padova
+from dtwin_jax.models.whig import whig
 from dtwin_jax.models.windkessel import (
     windkessel_2,
     windkessel_3,
@@ -48,6 +49,7 @@ SUBJECTS: dict[str, tuple[Model, ...]] = {
         dalla_man_normal,
         dalla_man_t2d,
         replay_bg,
+        whig,
     ),
     "chronic disease": (
         linear_health,
