@@ -1,17 +1,26 @@
 """Published models of the body, one a file."""
 
 from dtwin_jax.dynamics.model import Model
+from dtwin_jax.models.adas_cog import adas_cog
+from dtwin_jax.models.beeler_reuter import beeler_reuter
+from dtwin_jax.models.body_weight import body_weight
+from dtwin_jax.models.circadian import circadian
 from dtwin_jax.models.claret import claret
 from dtwin_jax.models.dalla_man import dalla_man_normal, dalla_man_t2d
+from dtwin_jax.models.egfr import egfr
+from dtwin_jax.models.fitzhugh_nagumo import fitzhugh_nagumo
 from dtwin_jax.models.hcv import hcv
 from dtwin_jax.models.hiv import hiv
 from dtwin_jax.models.hovorka import hovorka
+from dtwin_jax.models.hpa import hpa
 from dtwin_jax.models.influenza import influenza, influenza_eclipse
 from dtwin_jax.models.left_heart import left_heart
 from dtwin_jax.models.linear_health import linear_health, linear_health_sde
+from dtwin_jax.models.luo_rudy import luo_rudy
 from dtwin_jax.models.minimal_model import minimal_model
 from dtwin_jax.models.one_compartment import one_compartment
 from dtwin_jax.models.oral_minimal_model import oral_minimal_model
+from dtwin_jax.models.pbpk import pbpk
 from dtwin_jax.models.regrowth import lesion_regrowth, regrowth, stein_regrowth
 from dtwin_jax.models.replay_bg import replay_bg
 from dtwin_jax.models.sarscov2 import sarscov2
@@ -39,6 +48,7 @@ SUBJECTS: dict[str, tuple[Model, ...]] = {
     "drug kinetics": (
         one_compartment,
         two_compartment,
+        pbpk,
     ),
     "glucose and insulin": (
         minimal_model,
@@ -54,6 +64,8 @@ SUBJECTS: dict[str, tuple[Model, ...]] = {
     "chronic disease": (
         linear_health,
         linear_health_sde,
+        adas_cog,
+        egfr,
     ),
     "circulation": (
         windkessel_2,
@@ -81,6 +93,16 @@ SUBJECTS: dict[str, tuple[Model, ...]] = {
         influenza_eclipse,
         sarscov2,
         seir,
+    ),
+    "whole body": (
+        body_weight,
+        hpa,
+        circadian,
+    ),
+    "cells": (
+        fitzhugh_nagumo,
+        beeler_reuter,
+        luo_rudy,
     ),
 }
 

@@ -3,15 +3,15 @@
 Source: Perelson et al. 1996, Science 271:1582, doi 10.1126/science.271.5255.1582. c and delta of the
 defaults are the means of its Table 1, recalled, not checked.
 
-    P'   = c delta VI - delta P,                   P(0) = c V0
-    VI'  = (1 - efficacy) P - c VI,                VI(0) = V0
-    VNI' = efficacy P - c VNI,                     VNI(0) = 0
-    viral_load = VI + VNI
+    P'   = delta (VI - P),                         P(0) = 1
+    VI'  = c ((1 - efficacy) P - VI),              VI(0) = 1
+    VNI' = c (efficacy P - VNI),                   VNI(0) = 0
+    viral_load = V0 (VI + VNI)
 
-P is the virus that infected cells make (N delta T* of the paper) while target cells stay as many as at the
-untreated steady state (N K0 T0 = c), which the paper assumes and which holds for about a week. Efficacy is
-the share of new virus that the drug makes non-infectious. The exact solution is used. delta is determined
-by a week of samples, c only by those of the first day, where it trades off against V0.
+P is the virus that infected cells make (N delta T* of the paper, relative to c V0), while target cells stay
+as many as at the untreated steady state (N K0 T0 = c), which the paper assumes and which holds for about a
+week. Efficacy is the share of new virus that the drug makes non-infectious. The exact solution is used.
+delta is determined by a week of samples, c only by those of the first day, where it trades off against V0.
 """
 
 import equinox as eqx
@@ -48,11 +48,11 @@ class Inputs(eqx.Module):
 
 
 class State(eqx.Module):
-    """Production of virus, and virus by whether it infects."""
+    """Production of virus, and virus by whether it infects, relative to the start."""
 
-    production: Scalar = var("{copies}/mL/d")
-    infectious: Scalar = var("{copies}/mL")
-    noninfectious: Scalar = var("{copies}/mL")
+    production: Scalar = var("1")
+    infectious: Scalar = var("1")
+    noninfectious: Scalar = var("1")
 
 
 class Outputs(eqx.Module):
@@ -63,21 +63,21 @@ class Outputs(eqx.Module):
 
 def init(p: Params) -> State:
     """The untreated steady state."""
-    return State(production=p.c * p.V0, infectious=p.V0, noninfectious=0.0)
+    return State(production=1.0, infectious=1.0, noninfectious=0.0)
 
 
 def drift(t: Scalar, x: State, u: Inputs, p: Params) -> State:
     """Rates of change, per day."""
     return State(
-        production=p.delta * (p.c * x.infectious - x.production),
-        infectious=(1 - u.efficacy) * x.production - p.c * x.infectious,
-        noninfectious=u.efficacy * x.production - p.c * x.noninfectious,
+        production=p.delta * (x.infectious - x.production),
+        infectious=p.c * ((1 - u.efficacy) * x.production - x.infectious),
+        noninfectious=p.c * (u.efficacy * x.production - x.noninfectious),
     )
 
 
 def observe(t: Scalar, x: State, u: Inputs, p: Params) -> Outputs:
     """Virus of either kind."""
-    return Outputs(viral_load=x.infectious + x.noninfectious)
+    return Outputs(viral_load=p.V0 * (x.infectious + x.noninfectious))
 
 
 hiv = Model(

@@ -35,6 +35,24 @@ class Case:
 
 CASES: dict[str, Case] = {
     "minimal_model": Case(rest={"G0": 91.34}),
+    "oral_minimal_model": Case(
+        span=300.0, levels={"insulin": (40.0, 80.0, 20.0), "ra": (0.0, 0.0, 0.0)}, rest={"D": 0.0}
+    ),
+    # Kinks cost the solver three digits.
+    "hovorka": Case(
+        span=480.0, amount={"meal": 5e4, "insulin": 4e3}, levels={"basal": (1.0, 1.3, 0.7)}, rtol=1e-13
+    ),
+    "uva_padova": Case(
+        span=480.0, amount={"meal": 5e4, "insulin": 4.0}, levels={"basal": (1.0, 1.3, 0.7)}, rtol=1e-12
+    ),
+    "dalla_man_normal": Case(span=420.0, amount={"meal": 5e4}),
+    "dalla_man_t2d": Case(span=420.0, amount={"meal": 5e4}),
+    "replay_bg": Case(
+        span=480.0, amount={"meal": 5e4, "insulin": 4e3}, levels={"basal": (1.0, 1.0, 1.0)}, rtol=1e-12
+    ),
+    # The glucose that the patient starts with is forgotten within a day.
+    "topp": Case(span=200.0, levels={"sensitivity": (1.0, 0.6, 0.8)}, recovered=("SI", "B0")),
+    "whig": Case(span=400.0, levels={"diet": (0.0, 1.0, 1.0), "placebo": (0.0, 0.5, 1.0)}, rest={"rb": 0.0}),
     "linear_health_sde": Case(rest={"sigma2": 0.0}),
     "tumour_exponential": Case(rest=None),
     "tumour_logistic": Case(rest=None),
@@ -47,8 +65,31 @@ CASES: dict[str, Case] = {
     "lesion_regrowth": Case(span=400.0, levels={"treatment": (0.0, 1.0, 1.0)}, rest=None),
     "hiv": Case(span=7.0, levels={"efficacy": (0.8, 0.95, 0.5)}),
     "hcv": Case(span=60.0, levels={"epsilon": (0.9, 0.6, 0.0), "eta": (0.2, 0.1, 0.0)}),
-    "influenza": Case(span=6.0, levels={"efficacy": (0.0, 0.5, 0.2)}, rest=None),
+    "influenza": Case(
+        span=6.0,
+        levels={"efficacy": (0.0, 0.5, 0.2)},
+        rest=None,
+        recovered=("R0", "beta"),
+        rtol=1e-12,
+        step=5e-5,
+    ),
     "influenza_eclipse": Case(span=6.0, levels={"efficacy": (0.0, 0.5, 0.2)}, rest=None),
     "sarscov2": Case(span=15.0, levels={"efficacy": (0.0, 0.5, 0.2)}, rest=None),
     "seir": Case(span=90.0, levels={"contact": (1.0, 0.6, 0.8)}, rest={"E0": 0.0, "I0": 0.0}),
+    "adas_cog": Case(levels={"symptomatic": (1.0, 0.0, 1.0)}, rest={"slope": 0.0}),
+    "egfr": Case(levels={"acr": (900.0, 300.0, 1500.0)}, rest={"slope": 0.0}),
+    "body_weight": Case(
+        span=400.0,
+        levels={"energy": (-300.0, -600.0, 0.0)},
+        amount={"sodium": 500.0},
+        recovered=("weight0", "PAL", "adherence"),
+    ),
+    "hpa": Case(levels={"stress": (1.0, 2.0, 1.5)}, recovered=("gP", "gA"), rtol=1e-9),
+    "circadian": Case(span=72.0, levels={"light": (0.0, 500.0, 50.0)}, rest=None),
+    "pbpk": Case(recovered=("CLint", "ka")),
+    "fitzhugh_nagumo": Case(span=20.0, levels={"stimulus": (-0.4, -0.3, 0.0)}, rest=None),
+    "beeler_reuter": Case(
+        span=60.0, levels={"stimulus": (0.1, 0.2, 0.0)}, rest=None, recovered=("g_s", "g_K1")
+    ),
+    "luo_rudy": Case(span=60.0, levels={"stimulus": (-2.0, -6.0, 0.0)}, rest=None, recovered=("g_si", "g_K")),
 }

