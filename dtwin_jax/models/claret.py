@@ -13,9 +13,11 @@ identifiable without a size seen to rise again.
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 
 from dtwin_jax.core.prior import lognormal
 from dtwin_jax.core.quantity import param, var
+from dtwin_jax.core.record import Record, Series
 from dtwin_jax.core.signal import Input
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.linear import filling
@@ -87,6 +89,12 @@ def nadir(exposure: Scalar, p: Params) -> Scalar:
     return jnp.log(jnp.where(shrinking > 1, shrinking, 1.0)) / p.lam
 
 
+def example() -> Record:
+    """A scan every six weeks for a year of treatment, as in a trial of phase III."""
+    times = np.arange(0.0, 55.0, 6.0)
+    return Record(Inputs(exposure=1.0), {"size": Series(times, np.zeros(len(times)))})
+
+
 claret = Model(
     name="claret",
     params=Params,
@@ -101,4 +109,5 @@ claret = Model(
     valid="Solid tumours measured by diameters, in the months after one treatment begins at time 0.",
     stiffness="Solved exactly while exposure is constant.",
     checked="Closed form in 15 digits: 1e-14 relative.",
+    example=example,
 )

@@ -30,10 +30,12 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 
 from dtwin_jax.core.prior import lognormal
 from dtwin_jax.core.quantity import param, quantities, replace_fields, var
-from dtwin_jax.core.signal import Input
+from dtwin_jax.core.record import Record, Series
+from dtwin_jax.core.signal import Doses, Input
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.model import Model
 from dtwin_jax.dynamics.residual import log_normal
@@ -257,6 +259,13 @@ def observe(t: Scalar, x: State, u: Inputs, p: Params) -> Outputs:
     return Outputs(glucose=x.Gp / p.VG, insulin=x.Ip / p.VI)
 
 
+def example() -> Record:
+    """The oral test with 75 g of glucose, drunk in 5 min (WHO), sampled every 30 min for three hours."""
+    times = [0.0, 30.0, 60.0, 90.0, 120.0, 150.0, 180.0]
+    samples = Series(times, np.zeros(len(times)))
+    return Record(Inputs(meal=Doses([0.0], [75e3], [5.0])), {"glucose": samples, "insulin": samples})
+
+
 dalla_man_normal = Model(
     name="dalla_man_normal",
     params=Params,
@@ -275,6 +284,7 @@ dalla_man_normal = Model(
     stiffness="Time constants of 2 (insulin) to 130 min (its action on the liver): an explicit solver.",
     checked="All states over 7 h after 78 g agree to 1e-5 of their maxima with another transcription of the"
     " paper, health and type 2; all but the switches to 1e-7 with BIOMD0000000379 in libroadrunner.",
+    example=example,
 )
 
 dalla_man_t2d = replace(dalla_man_normal, name="dalla_man_t2d", params=ParamsT2D)

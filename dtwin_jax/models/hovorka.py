@@ -24,10 +24,12 @@ alone EGP0, F01 and the sensitivities move together, and ka_1 to ka_3 are known.
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 
 from dtwin_jax.core.prior import lognormal
 from dtwin_jax.core.quantity import param, var
-from dtwin_jax.core.signal import Input
+from dtwin_jax.core.record import Record, Series
+from dtwin_jax.core.signal import Doses, Input
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.model import Model
 from dtwin_jax.dynamics.residual import combined
@@ -183,6 +185,13 @@ def observe(t: Scalar, x: State, u: Inputs, p: Params) -> Outputs:
     return Outputs(glucose=x.Q1 / (p.VG * p.BW))
 
 
+def example() -> Record:
+    """A morning in the clinic: 60 g of carbohydrate and 3 units of insulin at 1 h, blood every 15 min."""
+    times = np.arange(15.0, 601.0, 15.0)
+    inputs = Inputs(meal=Doses([60.0], [60e3]), insulin=Doses([60.0], [3e3]))
+    return Record(inputs, {"glucose": Series(times, np.zeros(len(times)))})
+
+
 hovorka = Model(
     name="hovorka",
     params=Params,
@@ -198,4 +207,5 @@ hovorka = Model(
     " no counter-regulation, no change of sensitivity with the hour.",
     stiffness="Time constants of 7 (plasma insulin) to 730 min (glucose): an explicit solver.",
     checked="All ten states over 10 h with a meal and a bolus agree with another transcription to 1e-6.",
+    example=example,
 )

@@ -23,9 +23,11 @@ from dataclasses import replace
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 
 from dtwin_jax.core.prior import lognormal
 from dtwin_jax.core.quantity import param, var
+from dtwin_jax.core.record import Record, Series
 from dtwin_jax.core.signal import Input
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.model import Model
@@ -140,6 +142,12 @@ def observe(t: Scalar, x: State | EclipseState, u: Inputs, p: Params | EclipsePa
     return Outputs(viral_load=p.V0 * jnp.exp(x.log_virus))
 
 
+def example() -> Record:
+    """A nasal wash every day for eight days after inoculation, as in Baccam et al. 2006."""
+    times = np.arange(1.0, 9.0)
+    return Record(Inputs(), {"viral_load": Series(times, np.zeros(len(times)))})
+
+
 influenza = Model(
     name="influenza",
     params=Params,
@@ -153,6 +161,7 @@ influenza = Model(
     valid="Uncomplicated influenza A of adults without immunity, from infection (time 0) to about day 8.",
     stiffness="0.05 to 0.3 d, little spread: explicit, Tsit5.",
     checked="Two solvers of the paper's form, 8 d: cells and virus to 1e-6 relative.",
+    example=example,
 )
 
 influenza_eclipse = replace(

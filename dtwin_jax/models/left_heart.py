@@ -21,9 +21,11 @@ measured. Stroke volume, Eact_lv and V0_lv trade off without volumes.
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 
 from dtwin_jax.core.prior import lognormal
 from dtwin_jax.core.quantity import param, var
+from dtwin_jax.core.record import Record, Series
 from dtwin_jax.core.signal import Input
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.model import Model
@@ -206,6 +208,13 @@ def observe(t: Scalar, x: State, u: Inputs, p: Params) -> Outputs:
     return Outputs(pressure=pressure.ao, ventricular_pressure=pressure.lv, ventricular_volume=x.V_lv)
 
 
+def example() -> Record:
+    """Four beats with catheters in the artery and in the ventricle, 50 samples a second."""
+    times = np.arange(0.0, 4.01, 0.02)
+    seen = Series(times, np.zeros(len(times)))
+    return Record(Inputs(), dict.fromkeys(("pressure", "ventricular_pressure", "ventricular_volume"), seen))
+
+
 left_heart = Model(
     name="left_heart",
     params=Params,
@@ -220,4 +229,5 @@ left_heart = Model(
     valid="an adult at rest with two sound left valves; no right heart, no lungs",
     stiffness="1 to 5 ms at the open valves, 4 s in the arteries; Tsit5, 10 times as fast as Kvaerno5",
     checked="volumes to 1e-4 mL, pressures to 1e-3 mm[Hg] of an independent solve at 1e-10",
+    example=example,
 )

@@ -14,10 +14,12 @@ from dataclasses import replace
 import diffrax
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 
 from dtwin_jax.core.prior import lognormal, normal
 from dtwin_jax.core.quantity import param, var
-from dtwin_jax.core.signal import Input
+from dtwin_jax.core.record import Record, Series
+from dtwin_jax.core.signal import Input, Steps
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.linear import filling
 from dtwin_jax.dynamics.model import Model
@@ -97,6 +99,13 @@ def observe(t: Scalar, x: State, u: Inputs, p: Params) -> Outputs:
     return Outputs(H=x.H)
 
 
+def example() -> Record:
+    """Twice a year for ten years; every covariate changes once, and treatment begins at 6 years."""
+    times = np.arange(0.0, 10.1, 0.5)
+    changes = {name: Steps([0.0, 1.0 + i], [0.0, 1.0]) for i, name in enumerate("EBCSGT")}
+    return Record(Inputs(**changes), {"H": Series(times, np.zeros(len(times)))})
+
+
 linear_health = Model(
     name="linear_health",
     params=Params,
@@ -108,6 +117,7 @@ linear_health = Model(
     flow=flow,
     time="a",
     source="Vallée 2025, doi 10.2196/72411",
+    example=example,
 )
 
 linear_health_sde = replace(

@@ -8,10 +8,12 @@ in 204 healthy adults, Denti et al. 2010, as read in nlmixr2lib (endogenous/Dent
 """
 
 import equinox as eqx
+import numpy as np
 
 from dtwin_jax.core.prior import lognormal
 from dtwin_jax.core.quantity import param, var
-from dtwin_jax.core.signal import Input
+from dtwin_jax.core.record import Record, Series
+from dtwin_jax.core.signal import Input, Sampled
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.model import Model
 from dtwin_jax.dynamics.residual import combined
@@ -105,6 +107,17 @@ def observe(t: Scalar, x: State, u: Inputs, p: Params) -> Outputs:
     return Outputs(glucose=x.glucose)
 
 
+def example() -> Record:
+    """The frequently sampled test of three hours, from 8 min on, when the glucose has mixed.
+
+    Times and insulin: Pacini & Bergman 1986, Comput Methods Programs Biomed 23:113, their example subject.
+    """
+    times = [8, 10, 12, 14, 16, 19, 22, 27, 32, 42, 52, 62, 72, 82, 92, 102, 122, 142, 162, 182]
+    insulin = [51, 49, 45, 41, 35, 30, 30, 27, 30, 22, 15, 15, 11, 10, 8, 11, 7, 8, 8, 7]
+    course = Sampled([0, 2, 4, 6, *times], [11, 26, 130, 85, *insulin])
+    return Record(Inputs(insulin=course), {"glucose": Series(times, np.zeros(len(times)))})
+
+
 minimal_model = Model(
     name="minimal_model",
     params=Params,
@@ -115,4 +128,5 @@ minimal_model = Model(
     noise=combined,
     time="min",
     source="Bergman et al. 1979, Am J Physiol 236:E667",
+    example=example,
 )

@@ -10,10 +10,12 @@ ka 1 /h are those of mrgsolve's pk1 model (metrumresearchgroup/mrgsolve, inst/mo
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 
 from dtwin_jax.core.prior import lognormal
 from dtwin_jax.core.quantity import param, var
-from dtwin_jax.core.signal import Input, delay
+from dtwin_jax.core.record import Record, Series
+from dtwin_jax.core.signal import Doses, Input, delay
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.linear import filling, passage
 from dtwin_jax.dynamics.model import Model
@@ -93,6 +95,12 @@ def observe(t: Scalar, x: State, u: Inputs, p: Params) -> Outputs:
     return Outputs(concentration=x.central / p.V)
 
 
+def example() -> Record:
+    """One oral dose of 100 mg and ten samples over two days, dense about the peak."""
+    times = [0.25, 0.5, 1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 24.0, 48.0]
+    return Record(Inputs(oral=Doses([0.0], [100.0])), {"concentration": Series(times, np.zeros(len(times)))})
+
+
 one_compartment = Model(
     name="one_compartment",
     params=Params,
@@ -105,4 +113,5 @@ one_compartment = Model(
     flow=flow,
     time="h",
     source="Gabrielsson & Weiner, Pharmacokinetic and Pharmacodynamic Data Analysis",
+    example=example,
 )

@@ -20,10 +20,12 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 
 from dtwin_jax.core.prior import beta, lognormal
 from dtwin_jax.core.quantity import param, var
-from dtwin_jax.core.signal import Input
+from dtwin_jax.core.record import Record, Series
+from dtwin_jax.core.signal import Input, Steps
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.model import Model
 from dtwin_jax.dynamics.residual import log_normal
@@ -153,6 +155,20 @@ def observe_lesion(t: Scalar, x: State, u: Inputs, p: LesionParams) -> LesionOut
     return LesionOutputs(size=p.size0 * (x.sensitive + x.resistant))
 
 
+def example() -> Record:
+    """PSA every four weeks through two cycles of 36 weeks on and 24 weeks off treatment."""
+    times = np.arange(0.0, 841.0, 28.0)
+    on_and_off = Steps([0.0, 252.0, 420.0, 672.0], [1.0, 0.0, 1.0, 0.0])
+    return Record(Inputs(treatment=on_and_off), {"psa": Series(times, np.zeros(len(times)))})
+
+
+def example_lesion() -> Record:
+    """A scan every eight weeks for two years, with 24 weeks off treatment after the first 36."""
+    times = np.arange(0.0, 729.0, 56.0)
+    on_and_off = Steps([0.0, 252.0, 420.0], [1.0, 0.0, 1.0])
+    return Record(Inputs(treatment=on_and_off), {"size": Series(times, np.zeros(len(times)))})
+
+
 regrowth = Model(
     name="regrowth",
     params=Params,
@@ -167,6 +183,7 @@ regrowth = Model(
     valid="PSA of men under continuous or intermittent androgen suppression, months to years.",
     stiffness="Solved exactly while treatment is constant.",
     checked="The exponentials of the paper, evaluated apart: 1e-14 relative.",
+    example=example,
 )
 
 stein_regrowth = replace(
@@ -179,4 +196,5 @@ lesion_regrowth = replace(
     params=LesionParams,
     observe=observe_lesion,
     valid="Sums of longest diameters of solid tumours under continuous or interrupted treatment.",
+    example=example_lesion,
 )

@@ -31,10 +31,12 @@ kempt). For the normal root of p2 stands the log-normal with the same median and
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 
 from dtwin_jax.core.prior import gamma, lognormal, normal, uniform
 from dtwin_jax.core.quantity import param, var
-from dtwin_jax.core.signal import Input, delay
+from dtwin_jax.core.record import Record, Series
+from dtwin_jax.core.signal import Doses, Input, delay
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.model import Model
 from dtwin_jax.dynamics.residual import additive
@@ -185,6 +187,13 @@ def observe(t: Scalar, x: State, u: Inputs, p: Params) -> Outputs:
     return Outputs(cgm=x.IG)
 
 
+def example() -> Record:
+    """A sensor every 5 min for 8 h about a meal of 60 g with 5 units of insulin: one interval to replay."""
+    times = np.arange(0.0, 481.0, 5.0)
+    inputs = Inputs(meal=Doses([60.0], [60e3]), insulin=Doses([60.0], [5e3]))
+    return Record(inputs, {"cgm": Series(times, np.zeros(len(times)))})
+
+
 replay_bg = Model(
     name="replay_bg",
     params=Params,
@@ -201,4 +210,5 @@ replay_bg = Model(
     " replayed with other meals or insulin: no glucagon, no exercise.",
     stiffness="Time constants of 6 (stomach) to 80 min (gut and action): an explicit solver.",
     checked="All nine states over 8 h with a meal and a bolus agree with an 8th-order solve to 1e-7.",
+    example=example,
 )

@@ -17,9 +17,11 @@ left out.
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 
 from dtwin_jax.core.prior import lognormal
 from dtwin_jax.core.quantity import param, var
+from dtwin_jax.core.record import Record, Series
 from dtwin_jax.core.signal import Input
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.model import Model
@@ -99,6 +101,12 @@ def peak(p: Params) -> Scalar:
     return p.V0 + p.delta / p.beta * (ratio - 1 - jnp.log(ratio))
 
 
+def example() -> Record:
+    """A swab every other day for three weeks from the onset of symptoms."""
+    times = np.arange(0.0, 22.0, 2.0)
+    return Record(Inputs(), {"viral_load": Series(times, np.zeros(len(times)))})
+
+
 sarscov2 = Model(
     name="sarscov2",
     params=Params,
@@ -112,4 +120,5 @@ sarscov2 = Model(
     valid="Untreated acute infection of hosts without immunity, from about symptom onset, for 3 weeks.",
     stiffness="0.1 to 1 d: explicit, Tsit5.",
     checked="Its conserved quantity: 1e-9 of the load; slopes of rise and fall: 1e-6.",
+    example=example,
 )

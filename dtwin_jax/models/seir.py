@@ -14,9 +14,11 @@ Prevalence determines beta, gamma and I0 + E0; sigma only from the first weeks. 
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 
 from dtwin_jax.core.prior import lognormal
 from dtwin_jax.core.quantity import param, var
+from dtwin_jax.core.record import Record, Series
 from dtwin_jax.core.signal import Input
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.model import Model
@@ -93,6 +95,12 @@ def never_infected(p: Params, *, rounds: int = 30) -> Scalar:
     return share
 
 
+def example() -> Record:
+    """A weekly survey of the infected for half a year."""
+    times = np.arange(7.0, 183.0, 7.0)
+    return Record(Inputs(), {"infected": Series(times, np.zeros(len(times)))})
+
+
 seir = Model(
     name="seir",
     params=Params,
@@ -107,4 +115,5 @@ seir = Model(
     valid="One well mixed population without births or waning immunity; large numbers, no chance.",
     stiffness="5 to 7 d: explicit, Tsit5. Persons are solved as they are: none infected is a state of rest.",
     checked="Two solvers at 1e-12, 400 d: 1e-8 relative; final size by the Lambert function: 1e-9.",
+    example=example,
 )

@@ -19,10 +19,12 @@ one compartment, are illustrative and known: fit them first, to concentrations.
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dtwin_jax.core.prior import lognormal
 from dtwin_jax.core.quantity import param, var
-from dtwin_jax.core.signal import Input
+from dtwin_jax.core.record import Record, Series
+from dtwin_jax.core.signal import Doses, Input
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.model import Model
 from dtwin_jax.dynamics.residual import proportional
@@ -105,6 +107,12 @@ def observe(t: Scalar, x: State, u: Inputs, p: Params) -> Outputs:
     return Outputs(mass=total(x))
 
 
+def example() -> Record:
+    """A mouse of 25 g given 30 mg/kg on days 8, 12 and 16, its tumour measured every two days."""
+    times = np.arange(6.0, 31.0, 2.0)
+    return Record(Inputs(dose=Doses([8.0, 12.0, 16.0], 7.5e5)), {"mass": Series(times, np.zeros(len(times)))})
+
+
 simeoni = Model(
     name="simeoni",
     params=Params,
@@ -118,4 +126,5 @@ simeoni = Model(
     valid="Subcutaneous xenografts of mice, some milligrams to some grams, days to weeks.",
     stiffness="0.2 d (drug) to 4 d (growth), and a turn at l1 / l0 within 5 % of mass: explicit, Tsit5.",
     checked="Two solvers at 1e-12 outside this package: 1e-6 relative.",
+    example=example,
 )

@@ -18,10 +18,12 @@ known by default. Growth, r1, r2 and d0, shows only in years of data.
 
 import diffrax
 import equinox as eqx
+import numpy as np
 
 from dtwin_jax.core.prior import lognormal
 from dtwin_jax.core.quantity import param, var
-from dtwin_jax.core.signal import Input
+from dtwin_jax.core.record import Record, Series
+from dtwin_jax.core.signal import Input, Steps
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.model import Model
 from dtwin_jax.dynamics.residual import log_normal
@@ -108,6 +110,14 @@ def observe(t: Scalar, x: State, u: Inputs, p: Params) -> Outputs:
     return Outputs(glucose=x.glucose, insulin=x.insulin)
 
 
+def example() -> Record:
+    """Fasting samples every four weeks for two years; sensitivity falls by a third after the first eight."""
+    times = np.arange(0.0, 729.0, 28.0)
+    samples = Series(times, np.zeros(len(times)))
+    inputs = Inputs(sensitivity=Steps([0.0, 56.0], [1.0, 0.67]))
+    return Record(inputs, {"glucose": samples, "insulin": samples})
+
+
 topp = Model(
     name="topp",
     params=Params,
@@ -122,4 +132,5 @@ topp = Model(
     valid="Daily averages, as after an overnight fast, over weeks to years: no meals.",
     stiffness="Time constants of 3 min (insulin) to 70 days (beta cells), 1 to 30,000: an implicit solver.",
     checked="Three courses of 400 days agree with libroadrunner to 1e-6, seven sensitivities to 1e-5.",
+    example=example,
 )

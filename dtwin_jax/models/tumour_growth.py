@@ -20,10 +20,12 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 
 from dtwin_jax.core.prior import lognormal, normal
 from dtwin_jax.core.quantity import param, var
-from dtwin_jax.core.signal import Input
+from dtwin_jax.core.record import Record, Series
+from dtwin_jax.core.signal import Input, Steps
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.linear import filling
 from dtwin_jax.dynamics.model import Model
@@ -157,6 +159,15 @@ def flow_bertalanffy(dt: Scalar, x: State, u: Inputs, p: BertalanffyParams) -> S
 _VALID = "One measured volume (or sum of lesions), weeks to years, V0 > 0; the laws extrapolate unlike."
 _NONE = "Solved exactly while treatment is constant."
 
+
+def example() -> Record:
+    """A scan every six weeks for 14 months; treatment begins after the first 24 weeks."""
+    times = np.arange(0.0, 421.0, 42.0)
+    return Record(
+        Inputs(treatment=Steps([0.0, 168.0], [0.0, 1.0])), {"volume": Series(times, np.zeros(len(times)))}
+    )
+
+
 tumour_exponential = Model(
     name="tumour_exponential",
     params=ExponentialParams,
@@ -171,6 +182,7 @@ tumour_exponential = Model(
     valid=_VALID,
     stiffness=_NONE,
     checked="Closed form in 15 digits: 1e-14 relative.",
+    example=example,
 )
 
 tumour_logistic = Model(
@@ -187,6 +199,7 @@ tumour_logistic = Model(
     valid=_VALID,
     stiffness=_NONE,
     checked="Closed form in 15 digits: 1e-14 relative.",
+    example=example,
 )
 
 tumour_gompertz = Model(
@@ -203,6 +216,7 @@ tumour_gompertz = Model(
     valid=_VALID,
     stiffness=_NONE,
     checked="Closed form in 15 digits: 1e-14 relative.",
+    example=example,
 )
 
 tumour_bertalanffy = Model(
@@ -219,4 +233,5 @@ tumour_bertalanffy = Model(
     valid=_VALID,
     stiffness=_NONE,
     checked="The drift, which the flow solves to 1e-8 at random points.",
+    example=example,
 )

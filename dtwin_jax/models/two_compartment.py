@@ -12,10 +12,12 @@ inst/models/pk2.cpp).
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 
 from dtwin_jax.core.prior import lognormal
 from dtwin_jax.core.quantity import param, var
-from dtwin_jax.core.signal import delay
+from dtwin_jax.core.record import Record, Series
+from dtwin_jax.core.signal import Doses, delay
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.linear import filling, passage
 from dtwin_jax.dynamics.model import Model
@@ -102,6 +104,14 @@ def observe(t: Scalar, x: State, u: Inputs, p: Params) -> Outputs:
     return Outputs(concentration=x.central / p.V1)
 
 
+def example() -> Record:
+    """100 mg at once into a vein, and by mouth a week later, as in a study of bioavailability."""
+    after = np.array([0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 12.0, 24.0, 48.0])
+    times = np.concatenate([after, 168.0 + after])
+    inputs = Inputs(iv=Doses([0.0], [100.0]), oral=Doses([168.0], [100.0]))
+    return Record(inputs, {"concentration": Series(times, np.zeros(len(times)))})
+
+
 two_compartment = Model(
     name="two_compartment",
     params=Params,
@@ -114,4 +124,5 @@ two_compartment = Model(
     flow=flow,
     time="h",
     source="Gabrielsson & Weiner, Pharmacokinetic and Pharmacodynamic Data Analysis",
+    example=example,
 )

@@ -39,9 +39,11 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 
 from dtwin_jax.core.prior import lognormal
 from dtwin_jax.core.quantity import param, replace_fields, var
+from dtwin_jax.core.record import Record, Series
 from dtwin_jax.core.signal import AbstractSignal, Doses, Input
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.model import Model
@@ -307,6 +309,15 @@ def virtual_patients() -> dict[str, Params]:
     return {row.pop("patient"): Params(**{name: float(value) for name, value in row.items()}) for row in rows}
 
 
+def example() -> Record:
+    """A day with three meals and their boluses, a sensor every 15 min and seven finger-pricks."""
+    meals = [420.0, 720.0, 1080.0]
+    inputs = Inputs(meal=Doses(meals, [45e3, 70e3, 80e3], 15.0), insulin=Doses(meals, [3.0, 4.5, 5.0]))
+    sensor, pricks = np.arange(15.0, 1441.0, 15.0), [415.0, 540.0, 715.0, 840.0, 1075.0, 1200.0, 1380.0]
+    seen = {"cgm": sensor, "glucose": pricks}
+    return Record(inputs, {name: Series(times, np.zeros(len(times))) for name, times in seen.items()})
+
+
 uva_padova = Model(
     name="uva_padova",
     params=Params,
@@ -325,4 +336,5 @@ uva_padova = Model(
     stiffness="Time constants of 2 (insulin in plasma and liver) to 220 min: an explicit solver.",
     checked="All states of three virtual patients over a day of three meals agree with simglucose, integrated"
     " at 1e-12, to 1e-5 of their maxima; glucose of 15 after 60 g to 1e-5; all 30 rest where it lists them.",
+    example=example,
 )

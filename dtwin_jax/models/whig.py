@@ -29,10 +29,12 @@ too, rb from a longer study.
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dtwin_jax.core.prior import lognormal, normal
 from dtwin_jax.core.quantity import param, var
-from dtwin_jax.core.signal import Input
+from dtwin_jax.core.record import Record, Series
+from dtwin_jax.core.signal import Input, Steps
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.model import Model
 from dtwin_jax.dynamics.residual import log_normal
@@ -151,6 +153,14 @@ def observe(t: Scalar, x: State, u: Inputs, p: Params) -> Outputs:
     return Outputs(weight=x.weight, insulin=now.insulin, glucose=now.glucose, hba1c=x.h1 + x.h2 + x.h3)
 
 
+def example() -> Record:
+    """A trial of 66 weeks: six of run-in, then placebo, with a visit every six weeks."""
+    times = 42.0 * np.arange(12.0)
+    visits = Series(times, np.zeros(len(times)))
+    inputs = Inputs(diet=1.0, placebo=Steps([0.0, 42.0], [0.0, 1.0]))
+    return Record(inputs, dict.fromkeys(("weight", "insulin", "glucose", "hba1c"), visits))
+
+
 whig = Model(
     name="whig",
     params=Params,
@@ -167,4 +177,5 @@ whig = Model(
     stiffness="Time constants of 13 (HbA1c) to 107 days (weight): an explicit solver.",
     checked="All states and outputs over 66 weeks agree to 1e-7 with another transcription, under its sign of"
     " `scale`.",
+    example=example,
 )

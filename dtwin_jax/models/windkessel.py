@@ -29,6 +29,7 @@ import numpy as np
 
 from dtwin_jax.core.prior import lognormal
 from dtwin_jax.core.quantity import param, var
+from dtwin_jax.core.record import Record, Series
 from dtwin_jax.core.signal import Input, Sampled, Steps
 from dtwin_jax.core.types import Scalar, Vector
 from dtwin_jax.dynamics.model import Model
@@ -230,6 +231,33 @@ class HalfSineDriven:
         return self.equation(t, x, SeriesInputs(heart.inflow + u.pump, heart.slope), p)
 
 
+def _beats() -> tuple[Vector, Vector]:
+    """Times and flow of five beats, 40 samples a second: 75 mL in 0.3 s, every 0.85 s."""
+    time = np.arange(171.0) / 40.0
+    phase = np.mod(time, 0.85) / 0.3
+    return time, np.where(phase < 1.0, np.pi * 75.0 / 0.6 * np.sin(np.pi * phase), 0.0)
+
+
+def _five_beats(inputs: Any) -> Record:
+    time, _ = _beats()
+    return Record(inputs, {"pressure": Series(time, np.zeros(len(time)))})
+
+
+def example() -> Record:
+    """Five beats of flow and pressure in the aorta, 40 samples a second."""
+    return _five_beats(Inputs(inflow=Sampled(*_beats())))
+
+
+def example_4_series() -> Record:
+    """Five beats of flow, its slope and pressure in the aorta, 40 samples a second."""
+    return _five_beats(measured(*_beats()))
+
+
+def example_half_sine() -> Record:
+    """Five beats of pressure, 40 samples a second, without a pump."""
+    return _five_beats(HeartInputs())
+
+
 # A measured flow is a corner, so a step, at every sample.
 windkessel_2 = Model(
     name="windkessel_2",
@@ -245,6 +273,7 @@ windkessel_2 = Model(
     valid="mean and slow part of arterial pressure; no reflected waves",
     stiffness="one time constant, R C, 1.5 s at the defaults: not stiff, Tsit5",
     checked="exact periodic solution under half-sine inflow, 1e-9 relative; input impedance, 1e-12 relative",
+    example=example,
 )
 windkessel_3 = replace(windkessel_2, name="windkessel_3", params=Params3, observe=observe_3)
 windkessel_4_series = replace(
@@ -253,6 +282,7 @@ windkessel_4_series = replace(
     params=Params4Series,
     inputs=SeriesInputs,
     observe=observe_4_series,
+    example=example_4_series,
 )
 windkessel_4_parallel = replace(
     windkessel_2,
@@ -270,4 +300,5 @@ windkessel_3_half_sine = replace(
     inputs=HeartInputs,
     drift=HalfSineDriven(drift),
     observe=HalfSineDriven(observe_3),
+    example=example_half_sine,
 )

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from cases import CASES, Case
 
-from dtwin_jax.core.predictor import log_likelihood
+from dtwin_jax.core.predictor import check_record, log_likelihood
 from dtwin_jax.core.quantity import assign, quantities, replace_fields, values
 from dtwin_jax.core.record import Record, Series, stack
 from dtwin_jax.core.signal import Doses, Sampled, Steps
 from dtwin_jax.dynamics.check import check_model
+from dtwin_jax.dynamics.model import expect
 from dtwin_jax.dynamics.simulate import simulate
 from dtwin_jax.dynamics.solver import Outcome, Solver
 from dtwin_jax.models import CATALOGUE, minimal_model
@@ -169,6 +170,19 @@ def sizes(found):
 def test_model_is_sound(name):
     """Units scale; drift affine in doses; flow solves the drift; structs and values as they should be."""
     assert check_model(CATALOGUE[name]) == []
+
+
+@every_model
+def test_typical_study_is_a_record_of_the_model_that_it_can_predict(name):
+    """What is to be measured counts as measured, so that a design has information."""
+    model = CATALOGUE[name]
+    assert model.example is not None, "give it an example: what is given, and when what is measured"
+    study = model.example()
+    check_record(model, study)
+    assert study.observations and all(np.all(s.mask) for s in study.observations.values())
+    mean = replace(model, diffusion=None)  # an SDE's outputs without its noise
+    predicted = values(jax.jit(lambda p: expect(mean, p, study))(model.params()))
+    assert all(np.all(np.isfinite(predicted[channel])) for channel in study.observations)
 
 
 @every_model
