@@ -92,4 +92,25 @@ CASES: dict[str, Case] = {
         span=60.0, levels={"stimulus": (0.1, 0.2, 0.0)}, rest=None, recovered=("g_s", "g_K1")
     ),
     "luo_rudy": Case(span=60.0, levels={"stimulus": (-2.0, -6.0, 0.0)}, rest=None, recovered=("g_si", "g_K")),
+    "subcutaneous_insulin": Case(span=360.0, amount={"insulin": 1e4}),
+    "ovarian_tumour": Case(span=200.0, levels={"concentration": (5.0, 1.0, 0.0)}, rest=None),
+    "ovarian_cancer": Case(
+        span=200.0,
+        amount={"iv": 625.0},
+        levels={"new_lesion": (0.0, 1.0, 1.0), "followed": (1.0, 1.0, 1.0)},
+        rest=None,
+        recovered=("tumour.base", "tumour.KG", "tumour.KD"),
+    ),
+    "diabetes_and_weight": Case(
+        span=1.0,
+        amount={"insulin": 1e4, "sodium": 500.0},
+        levels={"diet": (0.0, -300.0, 200.0)},
+        rest=None,
+        recovered=("glucose.SI", "glucose.Gb", "insulin.tmaxI"),
+    ),
+    "pressure_and_kidney": Case(
+        levels={"drug": (0.0, 3e-4, 1e-4), "acr": (900.0, 300.0, 1500.0)},
+        rest=None,
+        recovered=("strain.pressure0", "kidney.egfr0", "hormones.E50"),
+    ),
 }
