@@ -5,9 +5,9 @@ Source: Dalla Man, Caumo & Cobelli 2002, IEEE Trans Biomed Eng 49:419 ("The oral
     G' = -(SG + X) G + SG Gb + Ra / V,     G(0) = Gb
     X' = -p2 X + p2 SI (insulin - Ib),     X(0) = 0
 
-The rate of appearance `Ra` is straight between 0, 10, 30, 60, 90, 120, 180, 240 and 300 min after the drink
-(for `end` = 300 min, which scales them all), 0 at both ends. Its values are free in shape, each a multiple
-of that at 60 min, and fixed in size: their area is `f D / BW`, all that is ever absorbed, exactly.
+The rate of appearance `Ra` is straight between 0, 10, 30, 60, 90, 120, 180, 240 and 300 min after the
+drink, 0 at both ends. Its values are free in shape, each a multiple of that at 60 min, and fixed in
+size: their area is `f D / BW`, all that is ever absorbed, exactly.
 
 Ra turns at its breaks, and so does insulin at its samples: both are sampled inputs, at whose corners the
 solver ends a step. The input `ra` is made from the parameters; what a record gives for it is not used.
@@ -29,7 +29,7 @@ from dtwin_jax.dynamics.model import Model
 from dtwin_jax.dynamics.residual import combined
 
 _GLUCOSE = 180.156  # g/mol
-_BREAKS = np.array([0, 10, 30, 60, 90, 120, 180, 240, 300]) / 300  # fractions of `end`
+_BREAKS = np.array([0.0, 10.0, 30.0, 60.0, 90.0, 120.0, 180.0, 240.0, 300.0])  # in the model's unit of time
 _SHAPE = "value and prior: weakly informative, chosen here"
 _CHOSEN = "value chosen here: a 75 g drink, an adult of 75 kg"
 
@@ -62,7 +62,6 @@ class Params(eqx.Module):
     D: Scalar = param(75000.0, "mg", source=_CHOSEN, doc="glucose drunk at time 0")
     BW: Scalar = param(75.0, "kg", source=_CHOSEN, doc="body weight")
     f: Scalar = param(0.9, "1", source="Dalla Man 2007, Table I", doc="fraction absorbed")
-    end: Scalar = param(300.0, "min", source="chosen here", doc="when all is absorbed")
     ra_10: Scalar = param(0.5, "1", source=_SHAPE, doc="Ra at 10 min, relative to 60 min")
     ra_30: Scalar = param(
         1.0, "1", lognormal(1.0, log_sd=0.4), source=_SHAPE, doc="Ra at 30 min, relative to 60 min"
@@ -110,7 +109,7 @@ class Outputs(eqx.Module):
 
 def appearance(p: Params) -> Sampled:
     """The rate of appearance: straight between its breaks, of area f D / BW."""
-    time = p.end * jnp.asarray(_BREAKS)
+    time = jnp.asarray(_BREAKS)
     zero, one = jnp.zeros_like(p.ra_30), jnp.ones_like(p.ra_30)
     shape = jnp.stack([zero, p.ra_10, p.ra_30, one, p.ra_90, p.ra_120, p.ra_180, p.ra_240, zero])
     area = jnp.sum((shape[1:] + shape[:-1]) / 2 * jnp.diff(time))
