@@ -73,6 +73,16 @@ def against(figures: dict[str, dict[str, float]], opponent: str) -> dict[str, di
     }
 
 
+def data_folder(path: Path) -> Path:
+    """`path`, from the repository's root if relative; ends the program where there is none."""
+    found = path if path.is_absolute() else FOLDER.parent / path
+    if not found.is_dir():
+        raise SystemExit(
+            f"{found}: no such folder. The measurements are not part of this repository: name theirs, --data"
+        )
+    return found
+
+
 def write(name: str, results: dict[str, Any]) -> Path:
     """Write `results` beside the script, with the command, device, precision, versions and date."""
     device = jax.devices()[0]
