@@ -2,13 +2,17 @@
 
 from dtwin_jax.dynamics.model import Model
 from dtwin_jax.models.adas_cog import adas_cog
+from dtwin_jax.models.baroreflex import baroreflex, baroreflex_chain
 from dtwin_jax.models.beeler_reuter import beeler_reuter
+from dtwin_jax.models.bis import propofol_remifentanil_bis
 from dtwin_jax.models.body_weight import body_weight
 from dtwin_jax.models.circadian import circadian
 from dtwin_jax.models.claret import claret
 from dtwin_jax.models.dalla_man import dalla_man_normal, dalla_man_t2d
 from dtwin_jax.models.egfr import egfr
 from dtwin_jax.models.fitzhugh_nagumo import fitzhugh_nagumo
+from dtwin_jax.models.four_chambers import four_chambers
+from dtwin_jax.models.haemodynamics import haemodynamics
 from dtwin_jax.models.hcv import hcv
 from dtwin_jax.models.hiv import hiv
 from dtwin_jax.models.hovorka import hovorka
@@ -21,7 +25,10 @@ from dtwin_jax.models.minimal_model import minimal_model
 from dtwin_jax.models.one_compartment import one_compartment
 from dtwin_jax.models.oral_minimal_model import oral_minimal_model
 from dtwin_jax.models.pbpk import pbpk
+from dtwin_jax.models.propofol import propofol_eleveld, propofol_marsh, propofol_schnider
+from dtwin_jax.models.raas import raas, raas_full
 from dtwin_jax.models.regrowth import lesion_regrowth, regrowth, stein_regrowth
+from dtwin_jax.models.remifentanil import remifentanil_eleveld, remifentanil_minto
 from dtwin_jax.models.replay_bg import replay_bg
 from dtwin_jax.models.sarscov2 import sarscov2
 from dtwin_jax.models.seir import seir
@@ -74,6 +81,11 @@ SUBJECTS: dict[str, tuple[Model, ...]] = {
         windkessel_4_parallel,
         windkessel_3_half_sine,
         left_heart,
+        four_chambers,
+        baroreflex,
+        baroreflex_chain,
+        raas,
+        raas_full,
     ),
     "tumour": (
         tumour_exponential,
@@ -103,6 +115,15 @@ SUBJECTS: dict[str, tuple[Model, ...]] = {
         fitzhugh_nagumo,
         beeler_reuter,
         luo_rudy,
+    ),
+    "anaesthesia": (
+        propofol_eleveld,
+        propofol_marsh,
+        propofol_schnider,
+        remifentanil_eleveld,
+        remifentanil_minto,
+        propofol_remifentanil_bis,
+        haemodynamics,
     ),
 }
 
