@@ -9,6 +9,7 @@ from dtwin_jax.models.body_weight import body_weight
 from dtwin_jax.models.circadian import circadian
 from dtwin_jax.models.claret import claret
 from dtwin_jax.models.dalla_man import dalla_man_normal, dalla_man_t2d
+from dtwin_jax.models.diabetes_and_weight import diabetes_and_weight
 from dtwin_jax.models.egfr import egfr
 from dtwin_jax.models.fitzhugh_nagumo import fitzhugh_nagumo
 from dtwin_jax.models.four_chambers import four_chambers
@@ -24,7 +25,9 @@ from dtwin_jax.models.luo_rudy import luo_rudy
 from dtwin_jax.models.minimal_model import minimal_model
 from dtwin_jax.models.one_compartment import one_compartment
 from dtwin_jax.models.oral_minimal_model import oral_minimal_model
+from dtwin_jax.models.ovarian_cancer import ovarian_cancer, ovarian_tumour
 from dtwin_jax.models.pbpk import pbpk
+from dtwin_jax.models.pressure_and_kidney import pressure_and_kidney
 from dtwin_jax.models.propofol import propofol_eleveld, propofol_marsh, propofol_schnider
 from dtwin_jax.models.raas import raas, raas_full
 from dtwin_jax.models.regrowth import lesion_regrowth, regrowth, stein_regrowth
@@ -33,6 +36,8 @@ from dtwin_jax.models.replay_bg import replay_bg
 from dtwin_jax.models.sarscov2 import sarscov2
 from dtwin_jax.models.seir import seir
 from dtwin_jax.models.simeoni import simeoni
+from dtwin_jax.models.subcutaneous_insulin import subcutaneous_insulin
+from dtwin_jax.models.ten_tusscher import ten_tusscher_endo, ten_tusscher_epi
 from dtwin_jax.models.topp import topp
 from dtwin_jax.models.tumour_growth import (
     tumour_bertalanffy,
@@ -67,6 +72,7 @@ SUBJECTS: dict[str, tuple[Model, ...]] = {
         dalla_man_t2d,
         replay_bg,
         whig,
+        subcutaneous_insulin,
     ),
     "chronic disease": (
         linear_health,
@@ -97,6 +103,7 @@ SUBJECTS: dict[str, tuple[Model, ...]] = {
         regrowth,
         stein_regrowth,
         lesion_regrowth,
+        ovarian_tumour,
     ),
     "infection": (
         hiv,
@@ -115,13 +122,20 @@ SUBJECTS: dict[str, tuple[Model, ...]] = {
         fitzhugh_nagumo,
         beeler_reuter,
         luo_rudy,
+        ten_tusscher_epi,
+        ten_tusscher_endo,
+    ),
+    "several organs": (
+        diabetes_and_weight,
+        ovarian_cancer,
+        pressure_and_kidney,
     ),
     "anaesthesia": (
-        propofol_eleveld,
-        propofol_marsh,
         propofol_schnider,
-        remifentanil_eleveld,
+        propofol_marsh,
+        propofol_eleveld,
         remifentanil_minto,
+        remifentanil_eleveld,
         propofol_remifentanil_bis,
         haemodynamics,
     ),
