@@ -21,7 +21,7 @@ depolarises, and brings potassium. One action potential tells few of the conduct
 trade off in its length.
 """
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import diffrax
 import equinox as eqx
@@ -130,9 +130,10 @@ _ENDO = (
 
 
 def _start(values: tuple[float, ...], p: Params) -> State:
-    V, *rest = values
-    within, R, ions = rest[12:15], rest[15], rest[16:]
-    return State(V * p.mV, *rest[:12], *(c * p.mM for c in within), R, *(c * p.mM for c in ions))
+    names = [field.name for field in fields(State)]
+    units = {"V": p.mV, **dict.fromkeys(("Ca_i", "Ca_SR", "Ca_ss", "Na_i", "K_i"), p.mM)}
+    found = dict(zip(names, values, strict=True))
+    return State(**{name: value * units.get(name, 1.0) for name, value in found.items()})
 
 
 def init(p: Params) -> State:
