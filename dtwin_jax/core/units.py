@@ -238,7 +238,9 @@ def _ucum(unit: str) -> str:
         return _WHOLE[text]
     text = re.sub(r"^[x×]?10(?:\^|\*\*|\*)", "10*", text)
     text = re.sub(r"(?<!10)\*\*?|·", lambda m: "" if m.group() == "**" else ".", text).replace("^", "")
-    return _TOKEN.sub(lambda m: _ALIASES.get(m.group(), m.group()), text)
+    text = _TOKEN.sub(lambda m: _ALIASES.get(m.group(), m.group()), text)
+    # ucumvert reads /min/a as /(min/a), UCUM as 1/min/a.
+    return f"1{text}" if text.startswith("/") else text
 
 
 def _suggest(unit: str) -> str:

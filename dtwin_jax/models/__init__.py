@@ -30,6 +30,7 @@ from dtwin_jax.models.pbpk import pbpk
 from dtwin_jax.models.pressure_and_kidney import pressure_and_kidney
 from dtwin_jax.models.propofol import propofol_eleveld, propofol_marsh, propofol_schnider
 from dtwin_jax.models.raas import raas, raas_full
+from dtwin_jax.models.reflex_circulation import reflex_circulation
 from dtwin_jax.models.regrowth import lesion_regrowth, regrowth, stein_regrowth
 from dtwin_jax.models.remifentanil import remifentanil_eleveld, remifentanil_minto
 from dtwin_jax.models.replay_bg import replay_bg
@@ -129,6 +130,7 @@ SUBJECTS: dict[str, tuple[Model, ...]] = {
         diabetes_and_weight,
         ovarian_cancer,
         pressure_and_kidney,
+        reflex_circulation,
     ),
     "anaesthesia": (
         propofol_schnider,

@@ -111,3 +111,9 @@ def test_without_the_extra_the_error_says_what_to_install(monkeypatch):
         dimension("a/unit/never/read/before")
     monkeypatch.undo()
     assert dimension("g") == {"mass": 1}
+
+
+def test_a_unit_that_begins_with_a_slash_is_divided_by_all_that_follows():
+    """UCUM: operators are read from left to right, and a leading slash divides 1."""
+    assert dimension("/min/a") == {"time": -2}
+    assert factor("/min/a", "1/(min.a)") == 1.0

@@ -13,13 +13,16 @@ from dtwin_jax.core.quantity import assign
 from dtwin_jax.core.signal import Doses, Steps
 from dtwin_jax.dynamics.check import check_model
 from dtwin_jax.dynamics.simulate import simulate
+from dtwin_jax.models.baroreflex import baroreflex_chain
 from dtwin_jax.models.diabetes_and_weight import diabetes_and_weight
+from dtwin_jax.models.four_chambers import four_chambers
 from dtwin_jax.models.one_compartment import one_compartment
 from dtwin_jax.models.ovarian_cancer import ovarian_cancer
 from dtwin_jax.models.pressure_and_kidney import pressure_and_kidney
+from dtwin_jax.models.reflex_circulation import reflex_circulation
 from dtwin_jax.models.subcutaneous_insulin import subcutaneous_insulin
 
-COMPOSITES = [diabetes_and_weight, ovarian_cancer, pressure_and_kidney]
+COMPOSITES = [diabetes_and_weight, ovarian_cancer, pressure_and_kidney, reflex_circulation]
 
 
 def given(model, **signals):
@@ -157,3 +160,63 @@ def test_pressure_and_kidney_follow_their_slow_closed_form():
     wanted = [decline(56.0, 0.5, untreated), at_one, *(decline(at_one, t - 1, treated) for t in (3.0, 10.0))]
     np.testing.assert_allclose(found.output.egfr, wanted, rtol=1e-5)
     assert found.steps < 2000
+
+
+@pytest.fixture(scope="module")
+def beating():
+    """With and without the reflex: 1.6 s at rest, for SciPy; and 12 s with 20 mL/s lost after the first."""
+    loss = Steps([0.0, 1.0, 9.0], [0.0, -20.0, 0.0])
+    times = np.concatenate([np.arange(0.0, 1.7, 0.2), np.arange(11.0, 12.0, 0.02)])
+
+    def run(model):
+        model = replace(model, solver=replace(model.solver, max_steps=2**19))
+        solve = jax.jit(lambda p: simulate(model, p, given(model, infusion=loss), times))
+        return solve(model.params())
+
+    return times, run(reflex_circulation), run(four_chambers)
+
+
+def test_the_reflex_holds_the_pressure_that_a_loss_of_blood_would_cost(beating):
+    """160 mL lost in eight seconds: less of a fall, a faster and stronger heart, narrower vessels."""
+    times, closed, opened = beating
+    late = times >= 11.0
+    assert np.all(closed.outcome == 0) and np.all(opened.outcome == 0)
+    assert np.mean(closed.output.pressure[late]) > np.mean(opened.output.pressure[late]) + 5.0
+    assert closed.output.period[-1] < closed.output.period[0] - 0.05
+    assert closed.output.Emax_lv[-1] > closed.output.Emax_lv[0]
+    assert closed.output.resistance[-1] > closed.output.resistance[0]
+    assert closed.output.unstressed[-1] < closed.output.unstressed[0]
+
+
+def test_the_closed_loop_equals_its_equations_in_one_piece(beating):
+    """SciPy's LSODA on both parts' drifts, joined by hand, over the first two beats."""
+    times, closed, _ = beating
+    p = reflex_circulation.params()
+    heart0, reflex0 = four_chambers.init(p.circulation), baroreflex_chain.init(p.reflex)
+    count = len(jax.tree.leaves(heart0))
+
+    @jax.jit
+    def rates(t, y):
+        heart, reflex = type(heart0)(*y[:count]), type(reflex0)(*y[count:])
+        u = given(baroreflex_chain, pressure=heart.V_sas / p.circulation.C_sas)
+        told = baroreflex_chain.observe(t, reflex, u, p.reflex)
+        driven = {
+            "period": told.period,
+            "Emax_lv": told.Emax_lv,
+            "Emax_rv": told.Emax_rv,
+            "R_sat": told.Rsp * told.Rep / (told.Rsp + told.Rep),
+            "Vu_svn": told.Vu_sv + told.Vu_ev - p.vessels.Vu_rest,
+        }
+        bleeding = given(four_chambers, infusion=jnp.where(t >= 1.0, -20.0, 0.0))
+        moved = four_chambers.drift(t, heart, bleeding, assign(p.circulation, driven))
+        leaves = [*jax.tree.leaves(moved), *jax.tree.leaves(baroreflex_chain.drift(t, reflex, u, p.reflex))]
+        return jnp.stack(leaves)
+
+    y = np.array([float(v) for v in (*jax.tree.leaves(heart0), *jax.tree.leaves(reflex0))])
+    found = []
+    for start, stop in ((0.0, 1.0), (1.0, 1.6)):
+        solved = solve_ivp(rates, (start, stop), y, "LSODA", [stop], rtol=1e-9, atol=1e-9, max_step=0.002)
+        y = solved.y[:, -1]
+        found.append(y[4] / float(p.circulation.C_sas))
+    at = [int(np.argmin(np.abs(times - t))) for t in (1.0, 1.6)]
+    np.testing.assert_allclose(closed.output.pressure[np.array(at)], found, atol=1e-3)
