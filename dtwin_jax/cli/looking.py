@@ -1,49 +1,76 @@
 """`dtwin models` and `dtwin report`."""
 
 import json
-import sys
+import textwrap
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from dtwin_jax.cli.terminal import say, table
+from dtwin_jax.cli.terminal import say, seconds, table
 
 
 def models(
-    name: Annotated[str | None, typer.Argument(help="A model: its parameters, inputs and outputs.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A model: its equations, validity, parameters, inputs and outputs.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+    card: Annotated[
+        Path | None,
+        typer.Option(help="Write the model's card, one HTML page, with what a typical study would tell."),
+    ] = None,
 ) -> None:
-    """List the shipped models, or describe one.
+    """List the shipped models by subject, describe one, or write its card.
 
     \b
     Example: dtwin models
              dtwin models one_compartment --json
+             dtwin models one_compartment --card card.html
 
     \b
-    Exit codes: 0 fine; 1 unexpected failure; 2 no such model.
+    Exit codes: 0 fine; 1 unexpected failure; 2 no such model, or no place for its card.
     """
-    from dtwin_jax.models import CATALOGUE
+    from dtwin_jax.dynamics.about import declared
 
-    chosen = list(CATALOGUE.values()) if name is None else [_find(name)]
-    described = [_describe(model) for model in chosen]
+    if name is None:
+        _list(as_json, card)
+        return
+    model = _find(name)
+    if card is not None:
+        _write_card(model, card)
     if as_json:
-        print(json.dumps(described if name is None else described[0], indent=2, ensure_ascii=False))
-    elif name is None:
-        heads = ("model", "what", "states", "inputs", "outputs", "time", "source")
-        rows = [
-            (
-                one["name"],
-                one["about"],
-                *(" ".join(part["name"] for part in one[kind]) for kind in ("states", "inputs", "outputs")),
-                one["time_unit"],
-                one["source"],
-            )
-            for one in described
-        ]
-        table(heads, rows, words=len(heads), wrap=True)
-    else:
-        _show(described[0])
+        print(json.dumps(declared(model), indent=2, ensure_ascii=False))
+    elif card is None:
+        _show(declared(model))
+
+
+def _list(as_json: bool, card: Path | None) -> None:
+    from dtwin_jax.dynamics.about import about, declared
+    from dtwin_jax.jobs.document import JobError
+    from dtwin_jax.models import SUBJECTS
+
+    if card is not None:
+        raise JobError("--card: found no model, expected the name of one: dtwin models NAME --card FILE")
+    if as_json:
+        found = [{"subject": subject, **declared(one)} for subject, all_ in SUBJECTS.items() for one in all_]
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    rows = []
+    for subject, listed in SUBJECTS.items():
+        rows += [(subject.capitalize(), "")] + [(f"  {one.name}", about(one).line) for one in listed]
+    table(("model", "what"), rows, words=2, wrap=True)
+
+
+def _write_card(model: Any, path: Path) -> None:
+    from dtwin_jax.cli.steps import check_output
+    from dtwin_jax.report import write_card
+
+    check_output(path)
+    began = time.perf_counter()
+    say(f"Computing what a typical study of {model.name} would tell; about a minute at most.")
+    write_card(model, path)
+    say(f"Card: {path.resolve().as_uri()}  ({seconds(time.perf_counter() - began)})")
 
 
 def _find(name: str) -> Any:
@@ -56,43 +83,27 @@ def _find(name: str) -> Any:
         raise JobError(str(error.args[0])) from None
 
 
-def _describe(model: Any) -> dict[str, Any]:
-    """All that a model declares, as plain data."""
-    from dtwin_jax.core.quantity import quantities, values
-
-    schema, p = model.schema(), model.params()
-    numbers = values(p)
-    documented = getattr(model, "drift", type(model))
-    about = (getattr(sys.modules[documented.__module__], "__doc__", None) or "").strip().split("\n")[0]
-    states = quantities(model.init(p)) if hasattr(model, "init") else {}
-    return {
-        "name": model.name,
-        "about": about.rstrip("."),
-        "time_unit": schema.time_unit,
-        "stochastic": getattr(model, "diffusion", None) is not None,
-        "source": getattr(model, "source", ""),
-        "parameters": [
-            {
-                "name": name,
-                "value": float(numbers[name]),
-                "unit": q.unit,
-                "prior": None if q.prior is None else q.prior.as_dict(),
-                "source": q.source,
-                "doc": q.doc,
-            }
-            for name, q in schema.parameters.items()
-        ],
-        **{
-            kind: [{"name": name, "unit": q.unit, "doc": q.doc} for name, q in declared.items()]
-            for kind, declared in (("states", states), ("inputs", schema.inputs), ("outputs", schema.outputs))
-        },
-    }
-
-
 def _show(one: dict[str, Any]) -> None:
     print(f"{one['name']}: {one['about']}")
-    print(f"Source: {one['source'] or 'none stated'}")
-    print(f"Time in {one['time_unit']}." + " A stochastic differential equation." * one["stochastic"])
+    for part in one["parts"]:
+        if one["wires"]:
+            print(f"\n{part['name']}: {part['about']}")
+        if part["equations"]:
+            print("\n" + textwrap.indent(part["equations"], "    "))
+    print()
+    for wire in one["wires"]:
+        scale = "" if wire["factor"] == 1.0 else f", times {wire['factor']:.6g}"
+        print(f"{wire['target']} is driven by {wire['source']}{scale}")
+    kind = "Stochastic differential equations" if one["stochastic"] else "Differential equations"
+    print(f"Kind: {kind}, time in {one['time_unit']}")
+    for head, key in (
+        ("Valid", "valid"),
+        ("Stiffness", "stiffness"),
+        ("Solver", "solver"),
+        ("Checked", "checked"),
+        ("Source", "source"),
+    ):
+        print(f"{head}: {one[key] or 'not stated'}")
     print()
     rows = []
     for p in one["parameters"]:

@@ -230,12 +230,20 @@ def write_page(
     replicates = None
     if isinstance(f, Population):
         replicates = forecast_new(f, tree, observed_times(f, tree), key=jax.random.fold_in(key, 1))
+    model = f.predictor if isinstance(f, Population) else f
     for made in (tree, planned):
         if made is not None:
-            note_units(f.predictor if isinstance(f, Population) else f, made)
+            note_units(model, made)
     scores = tree["scores"].to_dataset() if "scores" in tree.children else None
     write_report(
-        tree, path, curves=curves, forecast=planned, replicates=replicates, scores=scores, title=title
+        tree,
+        path,
+        curves=curves,
+        forecast=planned,
+        replicates=replicates,
+        scores=scores,
+        title=title,
+        model=model,
     )
 
 

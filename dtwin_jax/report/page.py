@@ -4,45 +4,22 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dtwin_jax import plot
-from dtwin_jax.core.files import replacing
 from dtwin_jax.plot.patients import channels, measured, patient_ids
 from dtwin_jax.plot.posterior import patient_names, shared_names, summarise
-from dtwin_jax.plot.theme import DARK, Figure, counted, group, label
+from dtwin_jax.plot.theme import counted, group, label
 from dtwin_jax.report import tables
+from dtwin_jax.report.described import describe
+from dtwin_jax.report.drawing import Drawing, drawing, embed, render, write_whole
 from dtwin_jax.report.verdicts import failed_patients, fit_checks, json_list, overall, sampler_checks
 
 SHOWN = 60
 PAIRED = 6
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A figure as the page holds it.
-
-    Attributes:
-        name: unique on the page.
-        json: Plotly's data and layout.
-        height: in pixels, before the page lays it out.
-        says: for a reader who does not see it.
-        notes: what was left out.
-        channel: position of its channel, for figures that share an axis.
-        heading: what the vertical axis is.
-    """
-
-    name: str
-    json: str
-    height: int
-    says: str
-    notes: tuple[str, ...]
-    channel: int | None = None
-    heading: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,6 +41,7 @@ def write_report(
     replicates: Any = None,
     scores: Any = None,
     title: str | None = None,
+    model: Any = None,
 ) -> Path:
     """Writes the page, whole or not at all, and returns where it is.
 
@@ -75,15 +53,18 @@ def write_report(
         replicates: new patients simulated with the same designs, for the visual predictive check.
         scores: of held-out measurements: `crps`, `log_score`, `coverage_50`, `coverage_90` and `n` a channel.
         title: of the page; by default the model's name.
+        model: what was calibrated, for a section on its equations.
     """
     page = render_report(
-        result, curves=curves, forecast=forecast, replicates=replicates, scores=scores, title=title
+        result,
+        curves=curves,
+        forecast=forecast,
+        replicates=replicates,
+        scores=scores,
+        title=title,
+        model=model,
     )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as draft:
-        draft.write_text(page, encoding="utf-8")
-    return path
+    return write_whole(page, path)
 
 
 def render_report(
@@ -94,13 +75,9 @@ def render_report(
     replicates: Any = None,
     scores: Any = None,
     title: str | None = None,
+    model: Any = None,
 ) -> str:
     """The page as text; the arguments are those of `write_report`."""
-    try:
-        from jinja2 import Environment, StrictUndefined
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise ImportError("the report needs plotly and jinja2: pip install 'dtwin-jax[report]'") from error
     ids = patient_ids(group(result, "observed_data"))
     summaries = summarise(result, shared_names(result) + patient_names(result))
     shared = [row for row in summaries if row.patient is None]
@@ -108,19 +85,10 @@ def render_report(
     rows = shared or [row for row in summaries if row.patient in whose]
     failed = failed_patients(result, curves)
     checks = [*sampler_checks(result, summaries), *fit_checks(result, failed, len(ids))]
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    template = resources.files("dtwin_jax.report").joinpath("page.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(template).render(
+    return render(
+        "page.html.j2",
         title=title or str(result.attrs.get("name", "model")).replace("_", " "),
-        plotly_js=get_plotlyjs(),
-        dark=_embed(json.dumps(DARK)),
-        scales=_embed(json.dumps(_scales(result, curves, forecast, ids[:SHOWN]))),
+        scales=embed(json.dumps(_scales(result, curves, forecast, ids[:SHOWN]))),
         facts=tables.facts(result, ids),
         checks=checks,
         overall=overall(checks),
@@ -130,35 +98,19 @@ def render_report(
         patient_count=len(ids),
         has_forecast=forecast is not None,
         estimates=tables.estimates(rows),
-        posterior=_drawing("posterior", plot.posterior(result), "Densities of the posterior and the prior."),
+        posterior=drawing("posterior", plot.posterior(result), "Densities of the posterior and the prior."),
         pairs=_pairs(result),
         variability=_variability(result),
         spreads=tables.spreads(result, shared),
-        convergence=_drawing("convergence", plot.convergence(result), "Rank plots of the chains."),
+        convergence=drawing("convergence", plot.convergence(result), "Rank plots of the chains."),
         diagnostics=tables.diagnostics(summaries),
         residuals=_residuals(result),
         predictive=_predictive(result, replicates),
         scores=tables.score_table(scores),
         provenance=tables.provenance(result),
         priors=tables.priors(result),
+        described=None if model is None else describe(model),
     )
-
-
-def _embed(text: str) -> str:
-    """JSON that cannot end the script element it stands in."""
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-
-
-def _drawing(name: str, fig: Figure, says: str, *, channel: int | None = None, heading: str = "") -> Drawing:
-    """The figure without its title, which the page sets itself, in single precision."""
-    notes = tuple(fig.layout.meta["notes"])
-    fig.layout.title = None
-    fig.layout.margin.t = 40 if "panels" in fig.layout.meta else 12
-    for trace in fig.data:
-        for key in ("x", "y", "customdata"):
-            if isinstance(trace[key], np.ndarray) and trace[key].dtype == np.float64:
-                trace[key] = trace[key].astype(np.float32)
-    return Drawing(name, _embed(fig.to_json()), int(fig.layout.height), says, notes, channel, heading)
 
 
 def _card(result: Any, curves: Any, forecast: Any, index: int, failed: bool) -> PatientCard:
@@ -173,7 +125,7 @@ def _card(result: Any, curves: Any, forecast: Any, index: int, failed: bool) -> 
         fig.layout.xaxis.title.standoff = 2
         says = f"{channel} of patient {patient}: measurements, fit and forecast."
         heading = label(channel, observed[channel].attrs.get("units"), escaped=False)
-        drawings.append(_drawing(f"patient-{index}-{number}", fig, says, channel=number, heading=heading))
+        drawings.append(drawing(f"patient-{index}-{number}", fig, says, channel=number, heading=heading))
     found = [measured(result, patient, channel) for channel in channels(result)]
     facts = [counted(sum(len(data.time) for data in found), "measurement")]
     limited = sum(int((data.censor != 0).sum()) for data in found)
@@ -217,7 +169,7 @@ def _pairs(result: Any) -> list[tuple[str, Drawing]]:
         if len(names) > 1:
             fig = plot.pairs(result, _tightest(result, names))
             says = f"{title}: pairs of parameters and their correlations."
-            out.append((title, _drawing(f"pairs-{len(out)}", fig, says)))
+            out.append((title, drawing(f"pairs-{len(out)}", fig, says)))
     return out
 
 
@@ -239,7 +191,7 @@ def _tightest(result: Any, names: Sequence[str]) -> list[str]:
 def _variability(result: Any) -> Drawing | None:
     several = patient_names(result) and group(result, "posterior").sizes.get("patient", 1) > 1
     says = "Each patient's parameters and the spread between patients."
-    return _drawing("variability", plot.variability(result), says) if several else None
+    return drawing("variability", plot.variability(result), says) if several else None
 
 
 def _residuals(result: Any) -> list[tuple[str, Drawing]]:
@@ -247,7 +199,7 @@ def _residuals(result: Any) -> list[tuple[str, Drawing]]:
     names = [name for name in channels(result) if name in predictive]
     says = "Observed against predicted, and residuals."
     return [
-        (name, _drawing(f"residuals-{i}", plot.residuals(result, name), says)) for i, name in enumerate(names)
+        (name, drawing(f"residuals-{i}", plot.residuals(result, name), says)) for i, name in enumerate(names)
     ]
 
 
@@ -257,5 +209,5 @@ def _predictive(result: Any, replicates: Any) -> list[tuple[str, Drawing]]:
     for name in (name for name in channels(result) if name in simulated):
         fig = plot.predictive_check(result, replicates, name)
         says = "Percentiles of the measurements over those of simulated patients."
-        out.append((name, _drawing(f"predictive-{len(out)}", fig, says)))
+        out.append((name, drawing(f"predictive-{len(out)}", fig, says)))
     return out

@@ -170,7 +170,7 @@ def priors(result: Any) -> Table:
     """The prior of each parameter, in words."""
     rows = []
     for name, prior in json.loads(result.attrs.get("priors") or "{}").items():
-        rows.append((name, _prior_words(prior)))
+        rows.append((name, prior_words(prior)))
     return Table(("parameter", "prior"), tuple(rows), 2)
 
 
@@ -180,7 +180,8 @@ def _by_channel(scores: Any) -> dict[str, Any]:
     raise ValueError("scores need a dimension 'channel', or a group a channel")
 
 
-def _prior_words(prior: Any) -> str:
+def prior_words(prior: Any) -> str:
+    """A prior as results and models hold it, in words."""
     if not isinstance(prior, dict):
         return "known" if prior is None else str(prior)
     parts = []

@@ -10,7 +10,7 @@ Source: Raue et al. 2009, Bioinformatics 25:1923, doi 10.1093/bioinformatics/btp
 
 import enum
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -130,20 +130,7 @@ def profile(
         ValueError: data, priors or a name that do not fit `f`, a grid beyond the parameter's limits, or data
             that no start explains.
     """
-    check_record(f, record)
-    base, free = estimated(f, priors or {}, tuple(record.known))
-    if name not in free:
-        raise ValueError(f"{name!r} is not estimated; estimated are {sorted(free)}")
-    if objective not in ("likelihood", "posterior"):
-        raise ValueError(f"objective: expected 'likelihood' or 'posterior', found {objective!r}")
-    search = _Search(
-        Target(differentiated(f, "forward"), tuple(free.items())),
-        jax.tree.map(jnp.asarray, base),
-        jax.tree.map(jnp.asarray, record),
-        float(objective == "posterior"),
-        tuple(free).index(name),
-        NormalDist().inv_cdf(0.5 + level / 2),
-    )
+    search = _searching(f, record, name, priors or {}, objective, level)
     values_at = None if grid is None else _unbounded_grid(search, name, grid)
     peak = search.peak(key)
     if values_at is None:
@@ -151,6 +138,57 @@ def profile(
     else:
         points = search.given(peak, values_at)
     return search.result(name, objective, level, peak, points)
+
+
+def profiles(
+    f: Any,
+    record: Record,
+    names: Sequence[str],
+    *,
+    key: Any,
+    starts: int = 4,
+    priors: Mapping[str, Override] | None = None,
+    level: float = 0.95,
+) -> Iterator[Profile]:
+    """Profiles of the likelihood by several parameters, from one peak; each is made when it is asked for.
+
+    Args:
+        f: a predictor.
+        record: of one patient.
+        names: of the parameters.
+        key: as in `profile`.
+        starts: from how many the peak is sought; one, the declared values, where the data were made of them.
+        priors: as in `profile`.
+        level: of the intervals.
+
+    Raises:
+        ValueError: as in `profile`.
+    """
+    peak = None
+    for name in names:
+        search = _searching(f, record, name, priors or {}, "likelihood", level)
+        peak = search.peak(key, starts) if peak is None else peak
+        points = [*search.outward(peak, -1.0), *search.outward(peak, 1.0)]
+        yield search.result(name, "likelihood", level, peak, points)
+
+
+def _searching(
+    f: Any, record: Record, name: str, priors: Mapping[str, Override], objective: str, level: float
+) -> "_Search":
+    check_record(f, record)
+    base, free = estimated(f, priors, tuple(record.known))
+    if name not in free:
+        raise ValueError(f"{name!r} is not estimated; estimated are {sorted(free)}")
+    if objective not in ("likelihood", "posterior"):
+        raise ValueError(f"objective: expected 'likelihood' or 'posterior', found {objective!r}")
+    return _Search(
+        Target(differentiated(f, "forward"), tuple(free.items())),
+        jax.tree.map(jnp.asarray, base),
+        jax.tree.map(jnp.asarray, record),
+        float(objective == "posterior"),
+        tuple(free).index(name),
+        NormalDist().inv_cdf(0.5 + level / 2),
+    )
 
 
 def _unbounded_grid(search: "_Search", name: str, grid: Any) -> np.ndarray:
