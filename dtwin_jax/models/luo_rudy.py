@@ -13,10 +13,10 @@ the CellML in Chaste/cellml (luo_rudy_1991.cellml).
     [Ca]' = 0.07 ([Ca]rest - [Ca]) - filling i_si
     gate' = alpha (1 - gate) - beta gate      of m, h, j, d, f and X
 
-E are Nernst potentials. Formulas take V in mV and give rates per ms. Rates of h and j are cut at -40 mV, Xi
-at -100 mV: the right-hand side jumps there by less than one part in a thousand, and the solver steps over
-it; 0/0 at -47.13 and -77 mV is a smooth function. Stimulus is a current of some duration (a dose given over
-it), negative depolarises. One action potential tells few of the conductances.
+E are Nernst potentials. Formulas take V in mV and give rates per ms. Rates of h and j are cut at -40 mV,
+where the closing of h jumps by a quarter, and Xi at -100 mV: the solver steps over these; 0/0 at -47.13 and
+-77 mV is a smooth function. Stimulus is a current of some duration (a dose given over it), negative
+depolarises. One action potential tells few of the conductances.
 """
 
 import diffrax

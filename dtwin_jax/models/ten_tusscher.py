@@ -15,10 +15,10 @@ Source: ten Tusscher & Panfilov 2006, Am J Physiol Heart Circ Physiol 291:H1088,
     K_i'  = -(i_K1 + i_to + i_Kr + i_Ks + i_pK - 2 i_NaK + stimulus) Cm / (V_c F)
 
 Currents are in ten_tusscher_currents. Formulas take V in mV, concentrations in mmol/L, and give rates per
-ms. The rates of h and j are cut at -40 mV, where they jump by little: the solver steps over it. i_CaL, 0/0
-at 15 mV, is a smooth function. Stimulus is a current of some duration (a dose given over it), negative
-depolarises, and brings potassium. One action potential tells few of the conductances: g_Kr, g_Ks and g_CaL
-trade off in its length.
+ms. The rates of h and j are cut at -40 mV, where the time constants jump by 1 to 2 %: the solver steps over
+it. i_CaL, 0/0 at 15 mV, is a smooth function. Stimulus is a current of some duration (a dose given over
+it), negative depolarises, and brings potassium. One action potential tells few of the conductances: g_Kr,
+g_Ks and g_CaL trade off in its length.
 """
 
 from dataclasses import fields, replace

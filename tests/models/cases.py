@@ -75,7 +75,7 @@ CASES: dict[str, Case] = {
     "influenza_eclipse": Case(span=6.0, levels={"efficacy": (0.0, 0.5, 0.2)}, rest=None),
     "sarscov2": Case(span=15.0, levels={"efficacy": (0.0, 0.5, 0.2)}, rest=None),
     "seir": Case(span=90.0, levels={"contact": (1.0, 0.6, 0.8)}, rest={"E0": 0.0, "I0": 0.0}),
-    "adas_cog": Case(levels={"symptomatic": (1.0, 0.0, 1.0)}, rest={"slope": 0.0}),
+    "adas_cog": Case(levels={"symptomatic": (1.0, 0.0, 1.0)}, rest={"slope": 0.0}, recovered=("BL", "slope")),
     "egfr": Case(levels={"acr": (900.0, 300.0, 1500.0)}, rest={"slope": 0.0}),
     "body_weight": Case(
         span=400.0,
@@ -86,7 +86,9 @@ CASES: dict[str, Case] = {
     "hpa": Case(levels={"stress": (1.0, 2.0, 1.5)}, recovered=("gP", "gA"), rtol=1e-9),
     "circadian": Case(span=72.0, levels={"light": (0.0, 500.0, 50.0)}, rest=None),
     "pbpk": Case(recovered=("CLint", "ka")),
-    "fitzhugh_nagumo": Case(span=20.0, levels={"stimulus": (-0.4, -0.3, 0.0)}, rest=None),
+    "fitzhugh_nagumo": Case(
+        span=5.0, levels={"stimulus": (-0.4, -0.3, 0.0)}, rest=None, rtol=1e-11, step=1e-4
+    ),
     "beeler_reuter": Case(
         span=60.0, levels={"stimulus": (0.1, 0.2, 0.0)}, rest=None, recovered=("g_s", "g_K1")
     ),

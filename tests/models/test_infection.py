@@ -48,9 +48,9 @@ def test_hiv_equals_closed_form(shared):
     reference = table(shared("reference/models/viral_hiv_perelson1996_closed_form.csv"))
     p = HivParams(V0=reference["V0"][0], c=reference["c"][0], delta=reference["delta"][0])
     found = simulate(hiv, p, HivInputs(efficacy=1.0), reference["time_d"])
-    np.testing.assert_allclose(found.output.viral_load, reference["V"], rtol=1e-12)
+    np.testing.assert_allclose(found.output.viral_load, reference["V"], rtol=5e-12)
     np.testing.assert_allclose(
-        found.state.infectious * p.V0, reference["V_infectious"], rtol=1e-11, atol=1e-14 * float(p.V0)
+        found.state.infectious * p.V0, reference["V_infectious"], rtol=1e-11, atol=5e-13 * float(p.V0)
     )
 
 
