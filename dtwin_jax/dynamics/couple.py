@@ -18,6 +18,7 @@ from dtwin_jax.dynamics.join import (
     inputs_class,
     names_of,
     outputs_class,
+    pace,
     params_class,
     state_class,
     without_priors,
@@ -76,7 +77,7 @@ def couple(
         dosing=_Dosing(join) if any(model.dosing for model in parts.values()) else None,
         event=_Event(join) if any(model.event for model in parts.values()) else None,
         time=time,
-        solver=solver or _solver_for(parts.values()),
+        solver=solver or _solver_for(parts.values(), time),
         source=source or "; ".join(model.source for model in parts.values()),
         stiffness="; ".join(f"{part}: {model.stiffness}" for part, model in pairs if model.stiffness),
         valid="; ".join(f"{part}: {model.valid}" for part, model in pairs if model.valid),
@@ -92,7 +93,7 @@ def _refuse_shared_dosing(join: Join) -> None:
         if len(ports) > 1 and (dosed := sorted({p.part for p in ports if join.model(p.part).dosing})):
             raise ValueError(
                 f"input {name!r} is read by {', '.join(map(str, ports))}, and {', '.join(dosed)} would "
-                "change its doses for all of them (dosing); leave these ports unwired and give each the signal"
+                "change its doses for all of them (dosing); leave these ports unwired, give each the signal"
             )
 
 
@@ -260,9 +261,10 @@ def _restated(signal: Any, pace: float, scale: float, amount: float) -> Any:
     return eqx.tree_at(lambda s: (s.time, s.value), restated, (restated.time * pace, restated.value * scale))
 
 
-def _solver_for(models: Any) -> Solver:
+def _solver_for(models: Any, time: str) -> Solver:
     models = tuple(models)
-    implicit = [m for m in models if issubclass(m.solver.method, diffrax.AbstractImplicitSolver)]
+    bounds = [m.solver.longest / pace(m.time, time) for m in models if m.solver.longest is not None]
+    implicit = [m for m in models if isinstance(m.solver.method(), diffrax.AbstractImplicitSolver)]
     first = (implicit or list(models))[0].solver
     atol: list[float] = []
     for model in models:
@@ -275,5 +277,6 @@ def _solver_for(models: Any) -> Solver:
         rtol=min(model.solver.rtol for model in models),
         atol=atol[0] if len(set(atol)) == 1 else tuple(atol),
         max_steps=max(model.solver.max_steps for model in models),
+        longest=min(bounds, default=None),
         dt=first.dt,
     )

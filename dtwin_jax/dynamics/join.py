@@ -66,12 +66,16 @@ class Join:
 
     def pace(self, part: str) -> float:
         """Part's units of time in one of the composite's."""
-        own = self.model(part).time
-        return 1.0 if own == self.time else factor(self.time, own)
+        return pace(self.model(part).time, self.time)
 
     def time_of(self, part: str, t: Any) -> Any:
         """`t` in the part's unit of time."""
         return t * self.pace(part)
+
+
+def pace(own: str, time: str) -> float:
+    """Units of time `own` in one of `time`."""
+    return 1.0 if own == time else factor(time, own)
 
 
 @functools.cache

@@ -31,6 +31,9 @@ class Solver:
         rtol: relative tolerance of the step size controller.
         atol: absolute tolerance, one number or one for each state in the order of the State's fields.
         max_steps: steps allowed between two events; more is reported as `Outcome.MAX_STEPS`.
+        longest: longest step. A body at rest lets the step grow past what an explicit method bears of the
+            fastest time constant: the rest stays right, its derivatives do not. Some three of these time
+            constants are safe.
         dt: fixed step, needed for an SDE; for an ODE it replaces the adaptive controller.
         adjoint: a Diffrax adjoint. None lets the caller decide: reverse mode for `jax.grad`, forward mode
             inside `fit` and `calibrate`, where few parameters make it cheaper.
@@ -40,6 +43,7 @@ class Solver:
     rtol: float = 1e-6
     atol: float | tuple[float, ...] = 1e-8
     max_steps: int = 4096
+    longest: float | None = None
     dt: float | None = None
     adjoint: diffrax.AbstractAdjoint | None = None
 

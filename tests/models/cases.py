@@ -97,8 +97,8 @@ CASES: dict[str, Case] = {
     "ovarian_tumour": Case(span=200.0, levels={"concentration": (5.0, 1.0, 0.0)}, rest=None),
     "ovarian_cancer": Case(
         span=200.0,
-        amount={"iv": 625.0},
-        levels={"new_lesion": (0.0, 1.0, 1.0), "followed": (1.0, 1.0, 1.0)},
+        # Held rates: a bolus is gone before the next sample.
+        levels={"iv": (300.0, 600.0, 100.0), "new_lesion": (0.0, 1.0, 1.0), "followed": (1.0, 1.0, 1.0)},
         rest=None,
         recovered=("tumour.base", "tumour.KG", "tumour.KD"),
     ),
@@ -113,6 +113,7 @@ CASES: dict[str, Case] = {
         levels={"drug": (0.0, 3e-4, 1e-4), "acr": (900.0, 300.0, 1500.0)},
         rest=None,
         recovered=("strain.pressure0", "kidney.egfr0", "hormones.E50"),
+        step=1e-3,
     ),
     "windkessel_2": Case(rest={"P0": 0.0}),
     "windkessel_3": Case(rest={"P0": 0.0}),
@@ -131,5 +132,11 @@ CASES: dict[str, Case] = {
     ),
     "ten_tusscher_endo": Case(
         span=60.0, levels={"stimulus": (-2.0, -6.0, 0.0)}, rest=None, recovered=("g_K1", "g_CaL"), rtol=1e-8
+    ),
+    "reflex_circulation": Case(
+        span=1.0,
+        levels={"infusion": (0.0, -20.0, 10.0)},
+        rest=None,
+        recovered=("circulation.C_sat", "reflex.Pn"),
     ),
 }
