@@ -16,10 +16,12 @@ the effects of covariates and the shape are known. Age, sex and alleles are meas
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 
 from dtwin_jax.core.prior import lognormal, normal
 from dtwin_jax.core.quantity import param, var
+from dtwin_jax.core.record import Record, Series
 from dtwin_jax.core.signal import Input
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.model import Model
@@ -102,6 +104,13 @@ def beta_error(y: Outputs, p: Params) -> dict[str, dist.Distribution]:
     return {"score": dist.TransformedDistribution(unit, dist.transforms.AffineTransform(0.0, _LARGEST))}
 
 
+def example() -> Record:
+    """A trial visit every three months for three years, on symptomatic treatment."""
+    times = 0.25 * np.arange(13.0)
+    seen = Series(times, np.ones(len(times)))
+    return Record(Inputs(), {"score": seen})
+
+
 adas_cog = Model(
     name="adas_cog",
     params=Params,
@@ -116,4 +125,5 @@ adas_cog = Model(
     valid="Mild to moderate Alzheimer's disease, up to some 5 years; scores strictly between 0 and 70.",
     stiffness="Solved exactly while treatment is constant.",
     checked="Closed form of the paper in 14 digits, three patients, 5 years: 1e-12 relative.",
+    example=example,
 )

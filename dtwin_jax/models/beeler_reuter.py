@@ -21,10 +21,12 @@ them.
 import diffrax
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 
 from dtwin_jax.core.prior import lognormal
 from dtwin_jax.core.quantity import param, var
-from dtwin_jax.core.signal import Input
+from dtwin_jax.core.record import Record, Series
+from dtwin_jax.core.signal import Input, Steps
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.linear import phi1
 from dtwin_jax.dynamics.model import Model
@@ -149,6 +151,13 @@ def observe(t: Scalar, x: State, u: Inputs, p: Params) -> Outputs:
     return Outputs(voltage=x.V)
 
 
+def example() -> Record:
+    """One action potential, stimulated for 1 ms, seen every 5 ms."""
+    times = 5.0 * np.arange(1.0, 81.0)
+    seen = Series(times, np.zeros(len(times)))
+    return Record(Inputs(stimulus=Steps([0.0, 10.0, 11.0], [0.0, 0.5, 0.0])), {"voltage": seen})
+
+
 beeler_reuter = Model(
     name="beeler_reuter",
     params=Params,
@@ -163,4 +172,5 @@ beeler_reuter = Model(
     valid="One mammalian ventricular cell at 37 degrees, paced at rates near 1 Hz; potassium is fixed.",
     stiffness="0.01 ms (m at rest) to 400 ms (x1): implicit, Kvaerno5; stimuli are events.",
     checked="The CellML by CVODES at 1e-11, one beat: 0.01 mV, in the upstroke 0.2 mV; APD90 0.05 ms.",
+    example=example,
 )

@@ -23,10 +23,12 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 
 from dtwin_jax.core.prior import beta, lognormal, normal
 from dtwin_jax.core.quantity import param, var
-from dtwin_jax.core.signal import Input
+from dtwin_jax.core.record import Record, Series
+from dtwin_jax.core.signal import Input, Steps
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.model import Model
 from dtwin_jax.dynamics.residual import additive
@@ -168,6 +170,13 @@ def observe(t: Scalar, x: State, u: Inputs, p: Params) -> Outputs:
     return Outputs(weight=weight(x, fat), fat=fat)
 
 
+def example() -> Record:
+    """500 kcal a day less for half a year, weighed every two weeks, fat by imaging as often."""
+    times = np.arange(14.0, 183.0, 14.0)
+    seen = Series(times, np.zeros(len(times)))
+    return Record(Inputs(energy=Steps([0.0], [-500.0])), {"weight": seen, "fat": seen})
+
+
 body_weight = Model(
     name="body_weight",
     params=Params,
@@ -181,4 +190,5 @@ body_weight = Model(
     valid="Adults at a stable weight before the diet changes, weeks to years; no change of activity.",
     stiffness="0.4 d (glycogen) to some 2 years (fat): explicit, Tsit5, at days of step.",
     checked="The same equations by LSODA at 1e-12, three persons, 2 years: 1e-5 kg.",
+    example=example,
 )

@@ -18,10 +18,12 @@ light's constants are known.
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 
 from dtwin_jax.core.prior import normal
 from dtwin_jax.core.quantity import param, var
-from dtwin_jax.core.signal import Input
+from dtwin_jax.core.record import Record, Series
+from dtwin_jax.core.signal import Input, Steps
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.model import Model
 from dtwin_jax.dynamics.residual import additive
@@ -103,6 +105,15 @@ def observe(t: Scalar, x: State, u: Inputs, p: Params) -> Outputs:
     return Outputs(rhythm=x.x)
 
 
+def example() -> Record:
+    """Six days of 16 h of indoor light and 8 h of dark, temperature every two hours."""
+    start = 24.0 * np.arange(6.0)
+    on = np.stack([start, start + 8.0], axis=1).ravel()
+    times = np.arange(2.0, 145.0, 2.0)
+    seen = Series(times, np.zeros(len(times)))
+    return Record(Inputs(light=Steps(on, np.tile([0.0, 500.0], 6))), {"rhythm": seen})
+
+
 circadian = Model(
     name="circadian",
     params=Params,
@@ -117,4 +128,5 @@ circadian = Model(
     valid="Healthy adults, phase and amplitude under light of 0 to some 10,000 lx; no drive of sleep.",
     stiffness="0.3 h (receptors in bright light) to 24 h: explicit, Tsit5; steps of light are events.",
     checked="The package's equations, 240 h of days and nights: 1e-6.",
+    example=example,
 )

@@ -17,10 +17,12 @@ or stopped in the record, albuminuria only across patients or where it changed; 
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 
 from dtwin_jax.core.prior import lognormal, normal
 from dtwin_jax.core.quantity import param, var
-from dtwin_jax.core.signal import Input
+from dtwin_jax.core.record import Record, Series
+from dtwin_jax.core.signal import Input, Steps
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.linear import filling
 from dtwin_jax.dynamics.model import Model
@@ -101,6 +103,13 @@ def observe(t: Scalar, x: State, u: Inputs, p: Params) -> Outputs:
     return Outputs(egfr=x.structural - p.dip * x.acute)
 
 
+def example() -> Record:
+    """Four months of run-in, then an SGLT2 inhibitor; creatinine every four months for four years."""
+    times = np.arange(13.0) / 3
+    seen = Series(times, np.zeros(len(times)))
+    return Record(Inputs(treatment=Steps([0.0, 1 / 3], [0.0, 1.0])), {"egfr": seen})
+
+
 egfr = Model(
     name="egfr",
     params=Params,
@@ -115,4 +124,5 @@ egfr = Model(
     valid="Chronic kidney disease of adults with type 2 diabetes and albuminuria, some years, eGFR above 15.",
     stiffness="Solved exactly while inputs are constant.",
     checked="The published drop and slopes; the drift, which the flow solves to 1e-8 at random points.",
+    example=example,
 )

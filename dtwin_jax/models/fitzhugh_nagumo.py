@@ -11,9 +11,11 @@ time is in units of `scale`. From x alone a, b and c are identifiable if it fire
 """
 
 import equinox as eqx
+import numpy as np
 
 from dtwin_jax.core.prior import lognormal, normal
 from dtwin_jax.core.quantity import param, var
+from dtwin_jax.core.record import Record, Series
 from dtwin_jax.core.signal import Input
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.model import Model
@@ -71,6 +73,13 @@ def observe(t: Scalar, x: State, u: Inputs, p: Params) -> Outputs:
     return Outputs(excitation=x.x)
 
 
+def example() -> Record:
+    """The stimulus of the paper's figure 1, seen over two excitations."""
+    times = 0.25 * np.arange(1.0, 81.0)
+    seen = Series(times, np.zeros(len(times)))
+    return Record(Inputs(stimulus=-0.4), {"excitation": seen})
+
+
 fitzhugh_nagumo = Model(
     name="fitzhugh_nagumo",
     params=Params,
@@ -84,4 +93,5 @@ fitzhugh_nagumo = Model(
     valid="A caricature of excitability for teaching and for tests of methods.",
     stiffness="0.1 to 3 units of time: explicit, Tsit5.",
     checked="BIOMD0000000346 by two outside solvers, 40 units of time: 1e-6.",
+    example=example,
 )

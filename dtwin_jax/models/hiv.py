@@ -15,9 +15,11 @@ delta is determined by a week of samples, c only by those of the first day, wher
 """
 
 import equinox as eqx
+import numpy as np
 
 from dtwin_jax.core.prior import lognormal
 from dtwin_jax.core.quantity import param, var
+from dtwin_jax.core.record import Record, Series
 from dtwin_jax.core.signal import Input
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.linear import LinearFlow
@@ -80,6 +82,13 @@ def observe(t: Scalar, x: State, u: Inputs, p: Params) -> Outputs:
     return Outputs(viral_load=p.V0 * (x.infectious + x.noninfectious))
 
 
+def example() -> Record:
+    """A week of ritonavir from time 0, sampled as in Perelson et al. 1996: often on the first two days."""
+    times = np.array([0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0])
+    seen = Series(times, np.zeros(len(times)))
+    return Record(Inputs(efficacy=1.0), {"viral_load": seen})
+
+
 hiv = Model(
     name="hiv",
     params=Params,
@@ -94,4 +103,5 @@ hiv = Model(
     valid="Chronic HIV infection at a steady state, the first week of a protease inhibitor.",
     stiffness="Solved exactly while efficacy is constant.",
     checked="Closed form of the paper, 7 d: 2e-12 relative, the matrix exponential's rounding.",
+    example=example,
 )

@@ -19,10 +19,12 @@ the usual.
 import diffrax
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 
 from dtwin_jax.core.prior import lognormal
 from dtwin_jax.core.quantity import param, var
-from dtwin_jax.core.signal import Input
+from dtwin_jax.core.record import Record, Series
+from dtwin_jax.core.signal import Input, Steps
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.model import Model
 from dtwin_jax.dynamics.residual import log_normal
@@ -127,6 +129,13 @@ def observe(t: Scalar, x: State, u: Inputs, p: Params) -> Outputs:
     return Outputs(acth=x.ACTH, cortisol=x.cortisol)
 
 
+def example() -> Record:
+    """Three months of doubled stress after a month of rest, hormones every two weeks for ten months."""
+    times = np.arange(0.0, 301.0, 14.0)
+    seen = Series(times, np.zeros(len(times)))
+    return Record(Inputs(stress=Steps([0.0, 30.0, 120.0], [1.0, 2.0, 1.0])), {"acth": seen, "cortisol": seen})
+
+
 hpa = Model(
     name="hpa",
     params=Params,
@@ -141,4 +150,5 @@ hpa = Model(
     valid="Daily means over weeks to months of stress; no circadian rhythm, no pulses.",
     stiffness="0.004 d (CRH) to 43 d (adrenal cortex), a ratio of 1e4: implicit, Kvaerno5.",
     checked="Two solvers at 1e-12, 300 d with 90 d of threefold stress: 1e-6 relative.",
+    example=example,
 )

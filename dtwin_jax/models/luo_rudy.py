@@ -22,10 +22,12 @@ depolarises. One action potential tells few of the conductances.
 import diffrax
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 
 from dtwin_jax.core.prior import lognormal
 from dtwin_jax.core.quantity import param, var
-from dtwin_jax.core.signal import Input
+from dtwin_jax.core.record import Record, Series
+from dtwin_jax.core.signal import Input, Steps
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.linear import phi1
 from dtwin_jax.dynamics.model import Model
@@ -196,6 +198,13 @@ def observe(t: Scalar, x: State, u: Inputs, p: Params) -> Outputs:
     return Outputs(voltage=x.V)
 
 
+def example() -> Record:
+    """One action potential, stimulated for 2 ms, seen every 5 ms."""
+    times = 5.0 * np.arange(1.0, 91.0)
+    seen = Series(times, np.zeros(len(times)))
+    return Record(Inputs(stimulus=Steps([0.0, 10.0, 12.0], [0.0, -25.5, 0.0])), {"voltage": seen})
+
+
 luo_rudy = Model(
     name="luo_rudy",
     params=Params,
@@ -210,4 +219,5 @@ luo_rudy = Model(
     valid="One guinea pig ventricular cell at 37 degrees; sodium and potassium are fixed.",
     stiffness="0.01 ms (m) to 600 ms (X): implicit, Kvaerno5; stimuli are events.",
     checked="The CellML by CVODES at 1e-11, one beat: 0.01 mV, in the upstroke 0.2 mV; APD90 0.05 ms.",
+    example=example,
 )

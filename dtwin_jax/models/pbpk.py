@@ -20,11 +20,13 @@ Plasma concentrations determine CLint (with fup) and ka; partition coefficients 
 """
 
 import equinox as eqx
+import numpy as np
 from jaxtyping import Array
 
 from dtwin_jax.core.prior import lognormal
 from dtwin_jax.core.quantity import param, var
-from dtwin_jax.core.signal import Input
+from dtwin_jax.core.record import Record, Series
+from dtwin_jax.core.signal import Doses, Input
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.linear import LinearFlow
 from dtwin_jax.dynamics.model import Model
@@ -194,6 +196,13 @@ def observe(t: Scalar, x: State, u: Inputs, p: Params) -> Outputs:
     return Outputs(concentration=x.venous / volume("venous", p) / p.BP)
 
 
+def example() -> Record:
+    """100 mg by mouth, plasma sampled for a day."""
+    times = np.array([0.25, 0.5, 1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 24.0])
+    seen = Series(times, np.zeros(len(times)))
+    return Record(Inputs(oral=Doses([0.0], [100.0])), {"concentration": seen})
+
+
 pbpk = Model(
     name="pbpk",
     params=Params,
@@ -208,4 +217,5 @@ pbpk = Model(
     valid="Adult of 70 kg, small molecule, distribution limited by flow, clearance below saturation.",
     stiffness="0.001 h (lung) to 2 h: a matrix exponential, exact while infusions are constant.",
     checked="mrgsolve's equations solved at 1e-12, 24 h after 100 mg by mouth: 1e-7 relative.",
+    example=example,
 )

@@ -25,10 +25,12 @@ from dataclasses import fields, replace
 
 import diffrax
 import equinox as eqx
+import numpy as np
 
 from dtwin_jax.core.prior import lognormal
 from dtwin_jax.core.quantity import param, var
-from dtwin_jax.core.signal import Input
+from dtwin_jax.core.record import Record, Series
+from dtwin_jax.core.signal import Input, Steps
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.model import Model
 from dtwin_jax.dynamics.residual import additive
@@ -199,6 +201,15 @@ def observe(t: Scalar, x: State, u: Inputs, p: Params) -> Outputs:
     return Outputs(voltage=x.V, calcium=x.Ca_i)
 
 
+def example() -> Record:
+    """One action potential, stimulated for 1 ms, seen every 5 ms."""
+    times = 5.0 * np.arange(1.0, 81.0)
+    seen = Series(times, np.zeros(len(times)))
+    return Record(
+        Inputs(stimulus=Steps([0.0, 10.0, 11.0], [0.0, -52.0, 0.0])), {"voltage": seen, "calcium": seen}
+    )
+
+
 ten_tusscher_epi = Model(
     name="ten_tusscher_epi",
     params=Params,
@@ -213,6 +224,7 @@ ten_tusscher_epi = Model(
     valid="One human ventricular cell at 37 degrees, paced near 1 Hz; seconds, not hours of drifting ions.",
     stiffness="0.001 ms (m) to 1 s (Xs), ions far slower: implicit, Kvaerno5; stimuli are events.",
     checked="The CellML by CVODES at 1e-11, one beat: 0.01 mV, in the upstroke 0.2 mV; APD90 0.05 ms.",
+    example=example,
 )
 
 ten_tusscher_endo = replace(ten_tusscher_epi, name="ten_tusscher_endo", params=EndoParams, init=init_endo)
