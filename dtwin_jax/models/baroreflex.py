@@ -25,10 +25,12 @@ from dataclasses import replace
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dtwin_jax.core.prior import lognormal
 from dtwin_jax.core.quantity import param, var
-from dtwin_jax.core.signal import Input, delay
+from dtwin_jax.core.record import Record, Series
+from dtwin_jax.core.signal import Input, Steps, delay
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.model import Model
 from dtwin_jax.dynamics.residual import proportional
@@ -283,6 +285,26 @@ def observe(t: Scalar, x: Effectors, u: ChainInputs, p: Params) -> Outputs:
     )
 
 
+def _sinus() -> Steps:
+    """A carotid sinus kept at 92, then 120, then 70 mm[Hg], half a minute each."""
+    return Steps([0.0, 30.0, 60.0], [92.0, 120.0, 70.0])
+
+
+def _heart_periods(inputs: ChainInputs) -> Record:
+    times = np.arange(1.0, 91.0)
+    return Record(inputs, {"period": Series(times, np.zeros(len(times)))})
+
+
+def example() -> Record:
+    """Heart periods, one a second, while the pressure in the carotid sinus is stepped up and down."""
+    return _heart_periods(Inputs(pressure=_sinus()))
+
+
+def example_chain() -> Record:
+    """Heart periods, one a second, while the pressure in the carotid sinus is stepped up and down."""
+    return _heart_periods(ChainInputs(pressure=_sinus()))
+
+
 baroreflex = Model(
     name="baroreflex",
     params=Params,
@@ -298,6 +320,7 @@ baroreflex = Model(
     valid="carotid baroreflex of an anaesthetised, vagotomised dog scaled to man, as published",
     stiffness="1.5 to 20 s: not stiff, Tsit5",
     checked="effectors and heart period, 1e-5 relative, against an independent solve of the delay equations",
+    example=example,
 )
 baroreflex_chain = replace(
     baroreflex,
@@ -308,4 +331,5 @@ baroreflex_chain = replace(
     dosing=None,
     stiffness="stages of the vagal delay 0.05 s, effectors to 20 s: not stiff, Tsit5",
     checked="effectors within 3 % of their range (vagal 0.05 %) of the exact delays",
+    example=example_chain,
 )

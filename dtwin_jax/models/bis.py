@@ -14,10 +14,12 @@ plasma.
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 
 from dtwin_jax.core.prior import lognormal
 from dtwin_jax.core.quantity import param, var
-from dtwin_jax.core.signal import Input
+from dtwin_jax.core.record import Record, Series
+from dtwin_jax.core.signal import Doses, Input
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.linear import LinearFlow
 from dtwin_jax.dynamics.model import Model
@@ -108,6 +110,14 @@ def observe(t: Scalar, x: State, u: Inputs, p: Params) -> Outputs:
     return Outputs(bis=bis(x.Pe, x.Re, p))
 
 
+def example() -> Record:
+    """2 mg/kg of propofol, then 8 mg/kg/h, remifentanil from 20 min on, and the index every minute."""
+    times = np.arange(1.0, 91.0)
+    propofol = Doses([0.0, 1.0], [140.0, 560.0], [0.0, 60.0])
+    inputs = Inputs(propofol_infusion=propofol, remifentanil_infusion=Doses([20.0], [560.0], [40.0]))
+    return Record(inputs, {"bis": Series(times, np.zeros(len(times)))})
+
+
 propofol_remifentanil_bis = Model(
     name="propofol_remifentanil_bis",
     params=Params,
@@ -122,4 +132,5 @@ propofol_remifentanil_bis = Model(
     valid="healthy adults; no delay of the monitor",
     stiffness="half a minute to hours; solved exactly",
     checked="the surface, 1e-5 relative, and concentrations, 1e-8, against python-anesthesia-simulator 1.0.0",
+    example=example,
 )

@@ -26,9 +26,11 @@ filling.
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 
 from dtwin_jax.core.prior import lognormal, normal
 from dtwin_jax.core.quantity import param, var
+from dtwin_jax.core.record import Record, Series
 from dtwin_jax.core.signal import Input
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.model import Model
@@ -280,6 +282,14 @@ def observe(t: Scalar, x: State, u: Inputs, p: Params) -> Outputs:
     return Outputs(pressure=P.sas, pulmonary_pressure=P.pas, venous_pressure=P.svn, ventricular_volume=x.V_lv)
 
 
+def example() -> Record:
+    """Five beats with catheters in artery, pulmonary artery and vein, and the volume, 50 samples a second."""
+    times = np.arange(0.0, 5.01, 0.02)
+    seen = Series(times, np.zeros(len(times)))
+    channels = ("pressure", "pulmonary_pressure", "venous_pressure", "ventricular_volume")
+    return Record(Inputs(), dict.fromkeys(channels, seen))
+
+
 four_chambers = Model(
     name="four_chambers",
     params=Params,
@@ -296,4 +306,5 @@ four_chambers = Model(
     "at 1e-9: at 1e-8, or with a smaller eps, its derivatives explode while the state is still right",
     checked="volumes within 1e-3 mL, pressures within 1e-2 mm[Hg] of an independent solve with eps 0; "
     "in the second beat, eps 1e-3, 1e-4, 1e-5 mm[Hg] move volumes by at most 7e-3, 7e-4, 1e-4 mL",
+    example=example,
 )

@@ -23,10 +23,12 @@ EC50_TPR; the feedback FB and kout are not identifiable from one patient.
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 
 from dtwin_jax.core.prior import lognormal
 from dtwin_jax.core.quantity import param, var
-from dtwin_jax.core.signal import Input
+from dtwin_jax.core.record import Record, Series
+from dtwin_jax.core.signal import Input, Steps
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.model import Model
 from dtwin_jax.dynamics.residual import proportional
@@ -150,6 +152,16 @@ def observe(t: Scalar, x: State, u: Inputs, p: Params) -> Outputs:
     return circulate(x, p)
 
 
+def example() -> Record:
+    """Targets of both drugs stepped up and back, and the circulation measured every two minutes."""
+    times = np.arange(0.0, 91.0, 2.0)
+    seen = Series(times, np.zeros(len(times)))
+    propofol = Steps([0.0, 10.0, 40.0, 70.0], [0.0, 2.0, 4.0, 0.0])
+    remifentanil = Steps([0.0, 25.0, 55.0], [0.0, 2.0, 4.0])
+    inputs = Inputs(propofol=propofol, remifentanil=remifentanil)
+    return Record(inputs, dict.fromkeys(("pressure", "heart_rate", "stroke_volume"), seen))
+
+
 haemodynamics = Model(
     name="haemodynamics",
     params=Params,
@@ -163,4 +175,5 @@ haemodynamics = Model(
     valid="healthy volunteers without surgery",
     stiffness="10 to 20 min: not stiff, Tsit5",
     checked="resistance, rate, stroke volume and pressure, 1e-6 relative, against another transcription",
+    example=example,
 )

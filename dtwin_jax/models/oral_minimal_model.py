@@ -23,6 +23,7 @@ import numpy as np
 
 from dtwin_jax.core.prior import lognormal
 from dtwin_jax.core.quantity import param, replace_fields, var
+from dtwin_jax.core.record import Record, Series
 from dtwin_jax.core.signal import Input, Sampled
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.model import Model
@@ -139,6 +140,16 @@ def observe(t: Scalar, x: State, u: Inputs, p: Params) -> Outputs:
     return Outputs(glucose=x.glucose)
 
 
+def example() -> Record:
+    """75 g of glucose drunk, and glucose and insulin measured at eleven times over five hours.
+
+    Times: Dalla Man et al. 2002; a usual course of insulin, chosen here.
+    """
+    times = [0.0, 10.0, 20.0, 30.0, 60.0, 90.0, 120.0, 150.0, 180.0, 240.0, 300.0]
+    insulin = Sampled(times, [6.0, 18.0, 35.0, 46.0, 58.0, 52.0, 42.0, 30.0, 20.0, 9.0, 6.0])
+    return Record(Inputs(insulin=insulin), {"glucose": Series(times, np.zeros(len(times)))})
+
+
 oral_minimal_model = Model(
     name="oral_minimal_model",
     params=Params,
@@ -154,4 +165,5 @@ oral_minimal_model = Model(
     "measured along with glucose.",
     stiffness="Time constants of 15 (SG and action) to 80 min (p2): an explicit solver.",
     checked="Glucose and action over 5 h agree with an 8th-order solve at 1e-12 to 1e-8 (relative).",
+    example=example,
 )

@@ -19,10 +19,12 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 
 from dtwin_jax.core.prior import lognormal
 from dtwin_jax.core.quantity import param, var
-from dtwin_jax.core.signal import Input
+from dtwin_jax.core.record import Record, Series
+from dtwin_jax.core.signal import Doses, Input
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.linear import LinearFlow
 from dtwin_jax.dynamics.model import Model
@@ -237,6 +239,17 @@ class Observe:
         return Outputs(concentration=x.A1 / self.kinetics(p, p).V1, effect=x.Ce)
 
 
+def example() -> Record:
+    """2 mg/kg at once and, an hour later, 100 ug/kg/min for an hour; blood for ten hours.
+
+    After the protocol of Schnider et al. 1998 (recalled, not checked), in 70 kg. An effect is not measured.
+    """
+    early = np.array([1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 60.0])
+    times = np.concatenate([early, 60.0 + early, 120.0 + early, [240.0, 300.0, 600.0]])
+    inputs = Inputs(infusion=Doses([0.0, 60.0], [140.0, 420.0], [0.0, 60.0]))
+    return Record(inputs, {"concentration": Series(times, np.zeros(len(times)))})
+
+
 propofol_schnider = Model(
     name="propofol_schnider",
     params=SchniderParams,
@@ -251,6 +264,7 @@ propofol_schnider = Model(
     valid="volunteers of 18 to 81 years, 44 to 123 kg; the James formula fails in the very obese",
     stiffness="1 min to hours; solved exactly",
     checked="rate constants and concentrations, 1e-8 relative, against python-anesthesia-simulator 1.0.0",
+    example=example,
 )
 propofol_marsh = replace(
     propofol_schnider,

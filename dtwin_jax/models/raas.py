@@ -20,10 +20,12 @@ from dataclasses import replace
 
 import diffrax
 import equinox as eqx
+import numpy as np
 
 from dtwin_jax.core.prior import lognormal
 from dtwin_jax.core.quantity import param, var
-from dtwin_jax.core.signal import Input
+from dtwin_jax.core.record import Record, Series
+from dtwin_jax.core.signal import Input, Sampled
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.model import Model
 from dtwin_jax.dynamics.residual import additive
@@ -144,6 +146,18 @@ def observe(t: Scalar, x: State, u: Inputs, p: Params) -> Outputs:
     return Outputs(systolic=p.SBP0 * relative, diastolic=p.DBP0 * relative)
 
 
+def example() -> Record:
+    """Ambulatory blood pressure every half hour for the day after 50 mg of losartan.
+
+    Course of its metabolite: peak 0.6 umol/L at 4 h, half-life 7 h (recalled, not checked).
+    """
+    times = np.arange(0.0, 1441.0, 30.0)
+    hours = np.array([0.0, 1.0, 2.0, 4.0, 7.0, 11.0, 18.0, 24.0])
+    course = Sampled(60.0 * hours, 1e-4 * np.array([0.0, 1.5, 4.0, 6.0, 4.5, 3.0, 1.5, 0.8]))
+    pressure = Series(times, np.zeros(len(times)))
+    return Record(Inputs(drug=course), {"systolic": pressure, "diastolic": pressure})
+
+
 raas = Model(
     name="raas",
     params=Params,
@@ -157,6 +171,7 @@ raas = Model(
     valid="adults on losartan: the drug is its metabolite E3174; no feedback of angiotensin II",
     stiffness="aldosterone 1.2 min, angiotensin II 40 min, angiotensin I 50 min: Tsit5",
     checked="hormones and pressures, 1e-7 relative, against the full form in libroadrunner",
+    example=example,
 )
 raas_full = replace(
     raas,

@@ -17,10 +17,12 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 
 from dtwin_jax.core.prior import lognormal
 from dtwin_jax.core.quantity import param, var
-from dtwin_jax.core.signal import Input
+from dtwin_jax.core.record import Record, Series
+from dtwin_jax.core.signal import Doses, Input
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.linear import LinearFlow
 from dtwin_jax.dynamics.model import Model
@@ -195,6 +197,18 @@ class Observe:
         return Outputs(concentration=x.A1 / self.kinetics(p, p).V1, effect=x.Ce)
 
 
+def example() -> Record:
+    """3 ug/kg/min for ten minutes in 70 kg, and blood for three hours; an effect is not measured.
+
+    After the protocol of Minto et al. 1997 (recalled, not checked).
+    """
+    times = [1, 2, 4, 6, 8, 10, 11, 12, 14, 17, 20, 25, 30, 40, 60, 120, 180]
+    return Record(
+        Inputs(infusion=Doses([0.0], [2100.0], [10.0])),
+        {"concentration": Series(times, np.zeros(len(times)))},
+    )
+
+
 remifentanil_minto = Model(
     name="remifentanil_minto",
     params=MintoParams,
@@ -209,6 +223,7 @@ remifentanil_minto = Model(
     valid="adults of 20 to 85 years; the James formula fails in the very obese",
     stiffness="half a minute to hours; solved exactly",
     checked="rate constants and concentrations, 1e-8 relative, against python-anesthesia-simulator 1.0.0",
+    example=example,
 )
 remifentanil_eleveld = replace(
     remifentanil_minto,
