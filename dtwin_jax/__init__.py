@@ -18,6 +18,7 @@ _HOME = {
     "dynamics.couple": ("couple",),
     "dynamics.model": ("Model",),
     "dynamics.linear": ("LinearFlow",),
+    "dynamics.periodic": ("periodic",),
     "dynamics.simulate": ("Trajectory", "simulate"),
     "dynamics.solver": ("Outcome", "Solver"),
     "inference.calibrate": ("calibrate",),
