@@ -16,7 +16,7 @@ import xarray as xr
 from dtwin_jax import cli
 from dtwin_jax.inference import nuts
 from dtwin_jax.inference.result import save
-from dtwin_jax.models import CATALOGUE
+from dtwin_jax.models import CATALOGUE, SUBJECTS
 
 TABLE = """\
 patient,time,name,value,unit,duration
@@ -215,7 +215,9 @@ def test_a_report_says_the_unit_of_what_was_given(twin, tmp_path):
 def test_a_report_needs_only_the_result(twin, tmp_path):
     page = tmp_path / "page.html"
     assert cli.run(["report", str(twin / "twin.nc"), "--output", str(page)]) == 0
-    assert page.read_text(encoding="utf-8").startswith("<!")
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("<!")
+    assert '<section id="model">' in text and "ka depot - (CL / V) central" in text and "<details>" in text
 
 
 def columns(text):
@@ -249,17 +251,47 @@ def test_a_simulation_that_fails_writes_nothing(tmp_path, capfd):
     assert not list(tmp_path.iterdir())
 
 
-def test_models_are_listed_and_described(capfd):
+def test_models_are_listed_by_subject(capfd):
     assert cli.run(["models"]) == 0
-    listed = capfd.readouterr().out
-    assert all(name in listed for name in CATALOGUE)
-    assert cli.run(["models", "one_compartment"]) == 0
-    assert "clearance" in capfd.readouterr().out
+    lines = [line.split() for line in capfd.readouterr().out.splitlines()]
+    listed = [words[0] for words in lines if words and words[0] in CATALOGUE]
+    assert listed == [model.name for models in SUBJECTS.values() for model in models]
+    heads = [" ".join(words).lower() for words in lines]
+    assert all(subject in heads for subject in SUBJECTS)
+
+
+def test_a_model_is_described_with_its_equations(capfd):
+    assert cli.run(["models", "topp"]) == 0
+    out = capfd.readouterr().out
+    assert "    I' = B sigma G^2 / (alpha + G^2) - k I" in out
+    assert "Valid: Daily averages" in out and "Stiffness: Time constants" in out
+    assert "Solver: Kvaerno5, relative tolerance 1e-7" in out and "Checked: Three courses" in out
+
+
+def test_a_described_model_is_json_for_scripts(capfd):
     assert cli.run(["models", "one_compartment", "--json"]) == 0
     described = json.loads(capfd.readouterr().out)
     clearance = described["parameters"][0]
     assert (clearance["name"], clearance["unit"], clearance["value"]) == ("CL", "L/h", 1.0)
     assert clearance["prior"] == {"lognormal": {"median": 1.0, "log_sd": 1.5}}
+    assert {"valid", "stiffness", "solver", "checked", "wires"} <= set(described)
+    assert "ka depot" in described["parts"][0]["equations"]
+
+
+def test_a_card_is_one_page(tmp_path, capfd):
+    page = tmp_path / "cards" / "card.html"
+    assert cli.run(["models", "one_compartment", "--card", str(page)]) == 0
+    out, err = capfd.readouterr()
+    assert out == "" and page.as_uri() in err
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("<!") and '<section id="profiles">' in text
+    assert [path.name for path in page.parent.iterdir()] == ["card.html"]
+
+
+def test_a_card_needs_a_model_and_a_place(tmp_path, capfd):
+    assert "--card" in refusal(["models", "--card", tmp_path / "card.html"], capfd)
+    assert str(tmp_path) in refusal(["models", "one_compartment", "--card", tmp_path], capfd)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("command", ["demo", "calibrate", "forecast", "simulate", "models", "report"])

@@ -32,6 +32,8 @@ _POINTS, _DRAWS, _PROFILED = 240, 400, 3
 # A profile is followed to four sds of the prior, so within them its interval is expected to close.
 _CLOSES = 4.0 / 1.96
 _LISTED = 4
+# Steps of a refit: from its neighbour's, few are enough.
+_STEPS = 100
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def write_card(model: Any, path: str | os.PathLike[str], *, budget: float = 60.0
     Args:
         model: its `example` is what the computed part looks at; without one that part says so.
         path: of the page; an old one is replaced in one step.
-        budget: seconds after which no further profile is begun.
+        budget: seconds for the profiles; those that are not finished by then are left out.
     """
     return write_whole(render_card(model, budget=budget), path)
 
@@ -247,16 +249,16 @@ def _profiles(
     closing = [name for name in names if sd[name] < _CLOSES * prior[name] and name != flattest]
     chosen = [*sorted(closing, key=lambda name: -sd[name])[:_PROFILED], flattest]
     held = {name: float(values(model.params())[name]) for name in noise}
-    made, began = [], time.monotonic()
+    until = time.monotonic() + budget
+    how = {"key": jax.random.key(0), "starts": 1, "steps": _STEPS, "priors": held}
+    made: list[Profile] = []
     try:
-        for one in profiles(model, data, chosen, key=jax.random.key(0), starts=1, priors=held):
+        for one in profiles(model, data, chosen, more=lambda: time.monotonic() < until, **how):
             made.append(one)
-            if time.monotonic() - began > budget:
-                break
     except ValueError as error:
         return made, (f"No more profiles: {error}.",)
     left = chosen[len(made) :]
-    return made, (f"Left out after {budget:.0f} s: {', '.join(left)}.",) if left else ()
+    return made, (f"Left out, not finished within {budget:.0f} s: {', '.join(left)}.",) if left else ()
 
 
 def _standard_errors(information: Information, units: dict[str, str]) -> Table:

@@ -10,8 +10,8 @@ Source: Raue et al. 2009, Bioinformatics 25:1923, doi 10.1093/bioinformatics/btp
 
 import enum
 import functools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any
 
@@ -36,6 +36,8 @@ from dtwin_jax.inference.fit import Target
 # A side is followed to this many sds of the prior from the peak, and in at most so many refits.
 _REACH = 4.0
 _REFITS = 40
+# Steps of one refit.
+_STEPS = 500
 # After so many refits that explain nothing, each nearer than the one before, a side is left open.
 _LOST = 4
 # The step aimed at, in units of the root of twice the fall, in which a parabola is a straight line.
@@ -147,10 +149,11 @@ def profiles(
     *,
     key: Any,
     starts: int = 4,
+    steps: int = _STEPS,
     priors: Mapping[str, Override] | None = None,
-    level: float = 0.95,
+    more: Callable[[], bool] = lambda: True,
 ) -> Iterator[Profile]:
-    """Profiles of the likelihood by several parameters, from one peak; each is made when it is asked for.
+    """Profiles of the likelihood with 95 % intervals, from one peak; each is made when it is asked for.
 
     Args:
         f: a predictor.
@@ -158,18 +161,21 @@ def profiles(
         names: of the parameters.
         key: as in `profile`.
         starts: from how many the peak is sought; one, the declared values, where the data were made of them.
+        steps: allowed to each refit.
         priors: as in `profile`.
-        level: of the intervals.
+        more: asked before every refit; once it says no, the profile at hand is left out, and all after it.
 
     Raises:
         ValueError: as in `profile`.
     """
     peak = None
     for name in names:
-        search = _searching(f, record, name, priors or {}, "likelihood", level)
+        search = replace(_searching(f, record, name, priors or {}, "likelihood", 0.95), steps=steps)
         peak = search.peak(key, starts) if peak is None else peak
-        points = [*search.outward(peak, -1.0), *search.outward(peak, 1.0)]
-        yield search.result(name, "likelihood", level, peak, points)
+        points = [*search.outward(peak, -1.0, more), *search.outward(peak, 1.0, more)]
+        if not more():
+            return
+        yield search.result(name, "likelihood", 0.95, peak, points)
 
 
 def _searching(
@@ -212,6 +218,7 @@ class _Search:
     weight: float
     index: int
     root: float
+    steps: int = _STEPS
 
     def refit(self, start: np.ndarray, held: float | None = None) -> _Point:
         """The optimum from `start` (name,), with the parameter held at a value if one is given."""
@@ -219,7 +226,7 @@ class _Search:
         if held is not None:
             begin[self.index], holds[self.index] = held, True
         u, energy, converged, explained = _climb(
-            self.target, self.base, self.record, begin, holds, np.asarray(self.weight)
+            self.target, self.base, self.record, begin, holds, np.asarray(self.weight), self.steps
         )
         code = Refit.FOUND if converged else Refit.NOT_CONVERGED
         code = code if explained and np.isfinite(energy) else Refit.NOT_EXPLAINED
@@ -241,12 +248,12 @@ class _Search:
         """The root of twice the fall: on a parabola, the distance from the peak in sds."""
         return float(np.sqrt(2.0 * max(point.energy - peak.energy, 0.0)))
 
-    def outward(self, peak: _Point, sign: float) -> list[_Point]:
+    def outward(self, peak: _Point, sign: float, more: Callable[[], bool] = lambda: True) -> list[_Point]:
         """Refits on one side, from the peak on, until the interval has closed or cannot."""
         prior = unbounded_sd(self.target.priors[self.index][1])
         points: list[_Point] = []
         inner, outer, step, lost = peak, None, 0.01 * prior, 0
-        while len(points) < _REFITS and lost < _LOST:
+        while len(points) < _REFITS and lost < _LOST and more():
             here = float(inner.u[self.index])
             left = _REACH * prior - abs(here - float(peak.u[self.index]))
             if outer is None and left <= 1e-9 * prior:
@@ -331,9 +338,11 @@ class _Search:
         return float(self.target.bounded(jnp.asarray(u))[self.index])
 
 
-@functools.partial(jax.jit, static_argnames=("target",))
+@functools.partial(jax.jit, static_argnames=("target", "steps"))
 @standard_promotion
-def _climb(target: Target, base: Any, record: Record, begin: Any, holds: Any, weight: Any) -> tuple:
+def _climb(
+    target: Target, base: Any, record: Record, begin: Any, holds: Any, weight: Any, steps: int
+) -> tuple:
     """(optimum, minus the objective there, whether converged, whether every measurement is explained)."""
 
     def whole(u: Any) -> Any:
@@ -346,7 +355,7 @@ def _climb(target: Target, base: Any, record: Record, begin: Any, holds: Any, we
         return -likelihood - weight * jnp.sum(target.log_prior(whole(u)))
 
     solver = optx.BFGS(rtol=1e-8, atol=1e-8)
-    found = optx.minimise(energy, solver, begin, None, max_steps=500, throw=False)
+    found = optx.minimise(energy, solver, begin, None, max_steps=steps, throw=False)
     u = whole(found.value)
     each = log_likelihood(target.f, parameters(target.names, base, target.bounded(u), record), record)
     explained = jnp.all(jnp.stack([jnp.all(value > PENALTY) for value in each.values()]))
