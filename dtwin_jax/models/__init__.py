@@ -23,6 +23,7 @@ from dtwin_jax.models.left_heart import left_heart
 from dtwin_jax.models.linear_health import linear_health, linear_health_sde
 from dtwin_jax.models.luo_rudy import luo_rudy
 from dtwin_jax.models.minimal_model import minimal_model
+from dtwin_jax.models.ohara_rudy import ohara_rudy
 from dtwin_jax.models.one_compartment import one_compartment
 from dtwin_jax.models.oral_minimal_model import oral_minimal_model
 from dtwin_jax.models.ovarian_cancer import ovarian_cancer, ovarian_tumour
@@ -125,6 +126,7 @@ SUBJECTS: dict[str, tuple[Model, ...]] = {
         luo_rudy,
         ten_tusscher_epi,
         ten_tusscher_endo,
+        ohara_rudy,
     ),
     "several organs": (
         diabetes_and_weight,
