@@ -268,9 +268,8 @@ def _solver_for(models: Any, time: str) -> Solver:
     first = (implicit or list(models))[0].solver
     atol: list[float] = []
     for model in models:
-        count = sum(
-            math.prod(leaf.shape) for leaf in jax.tree.leaves(jax.eval_shape(model.init, model.params()))
-        )
+        states = jax.tree.leaves(jax.eval_shape(lambda model=model: model.init(model.params())))
+        count = sum(math.prod(leaf.shape) for leaf in states)
         atol += np.broadcast_to(np.asarray(model.solver.atol, float), count).tolist()
     return Solver(
         method=first.method,

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import equinox as eqx
+import jax
 
-from dtwin_jax.core.quantity import Quantity, quantities, values
+from dtwin_jax.core.quantity import Quantity, quantities
 from dtwin_jax.core.units import factor
 from dtwin_jax.dynamics.wiring import Parts, Port, Wire, drive, per_time
 
@@ -161,11 +162,17 @@ def inputs_class(join: Join) -> type:
     """A field for every input that no part drives, neutral as in the first part that reads it."""
     fields = {}
     for port, (name, quantity) in _free_inputs(join).items():
-        model = join.model(port.part)
-        own = values(model.inputs()) | values(model.params())
-        neutral = float(own[port.field]) / join.outer()[port][1]
+        neutral = _default(join.model(port.part), port.field) / join.outer()[port][1]
         fields.setdefault(name, _plain(quantity, default=neutral))
     return _struct("Inputs", fields)
+
+
+def _default(model: Any, field: str) -> float:
+    """The default of an input or parameter, as declared: an instance would start a backend."""
+    kinds: list[type] = []
+    jax.eval_shape(lambda: kinds.extend((type(model.inputs()), type(model.params()))))
+    declared = next(kind.__dataclass_fields__[field] for kind in kinds if field in kind.__dataclass_fields__)
+    return float(declared.default)
 
 
 @functools.cache

@@ -113,7 +113,7 @@ class Params(eqx.Module):
         2.18, "/h", lognormal(2.18, log_sd=1.0), source=_JONES + "; spread chosen here", doc="absorption"
     )
     F: Scalar = param(1.0, "1", source=_JONES, doc="fraction absorbed")
-    Kp: Partition = Partition()
+    Kp: Partition = eqx.field(default_factory=Partition)
     sd: Scalar = param(0.01, "mg/L", lognormal(0.01, log_sd=1.5), source=_HERE, doc="additive error")
     cv: Scalar = param(0.2, "1", lognormal(0.2, log_sd=0.7), source=_HERE, doc="proportional error")
 

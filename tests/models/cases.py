@@ -119,11 +119,11 @@ CASES: dict[str, Case] = {
         recovered=("strain.pressure0", "kidney.egfr0", "hormones.E50"),
         step=1e-3,
     ),
-    "windkessel_2": Case(rest={"P0": 0.0}),
-    "windkessel_3": Case(rest={"P0": 0.0}),
-    "windkessel_4_series": Case(rest={"P0": 0.0}),
-    "windkessel_4_parallel": Case(rest={"P0": 0.0}),
-    "windkessel_3_half_sine": Case(rest=None),
+    "windkessel_2": Case(levels={"inflow": (50.0, 300.0, 0.0)}, rest={"P0": 0.0}),
+    "windkessel_3": Case(levels={"inflow": (50.0, 300.0, 0.0)}, rest={"P0": 0.0}),
+    "windkessel_4_series": Case(levels={"inflow": (50.0, 300.0, 0.0)}, rest={"P0": 0.0}),
+    "windkessel_4_parallel": Case(levels={"inflow": (50.0, 300.0, 0.0)}, rest={"P0": 0.0}),
+    "windkessel_3_half_sine": Case(rest=None, rtol=1e-12, step=5e-5, slack=50.0),
     "left_heart": Case(span=2.0, rest=None, rtol=1e-12, step=5e-5, slack=50.0),
     "four_chambers": Case(
         span=1.0, amount={"infusion": 20.0}, rest=None, recovered=("C_sat", "Emax_lv"), step=5e-5, slack=100.0
@@ -165,4 +165,5 @@ CASES: dict[str, Case] = {
         step=5e-5,
         slack=100.0,
     ),
+    "propofol_remifentanil_bis": Case(recovered=("C50_propofol", "gamma")),
 }
