@@ -141,6 +141,7 @@ class Target:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """Of the parameters, in the order of the vector."""
         return tuple(name for name, _ in self.priors)
 
     def bounded(self, u: Any) -> Any:
@@ -193,6 +194,7 @@ class Target:
         return jnp.concatenate([*parts, jnp.stack(shrunk)])
 
     def check_least_squares(self) -> None:
+        """Raise `ValueError` where a prior is no sum of squares."""
         for name, prior in self.priors:
             if prior.family not in ("lognormal", "normal") or "low" in dict(prior.args):
                 raise ValueError(
