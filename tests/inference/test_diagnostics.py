@@ -103,7 +103,8 @@ def test_contraction_is_that_of_the_spread_on_the_log(good):
             lambda x: special.logit((stats.truncnorm.ppf(x, -1, 2) + 1) / 3),
         ),
     ],
-    ids=str,
+    # The address of a function is another in each worker.
+    ids=lambda value: None if callable(value) else str(value),
 )
 def test_width_of_a_prior_on_its_unbounded_scale_equals_an_integral_over_its_quantiles(prior, draw):
     first, second = (integrate.quad(lambda x, k=k: draw(x) ** k, 0, 1, limit=200)[0] for k in (1, 2))
