@@ -57,7 +57,7 @@ def summary(tree: Any, *, individual: bool = False) -> Any:
             _contraction(beliefs.get(name.partition("[")[0]), x),
         ]
     columns = ("mean", "sd", "q05", "median", "q95", "r_hat", "ess_bulk", "ess_tail", "contraction")
-    table = np.asarray(list(rows.values()))
+    table = np.asarray(list(rows.values())).reshape(len(rows), len(columns))
     return xr.Dataset(
         {column: ("variable", table[:, i]) for i, column in enumerate(columns)},
         coords={"variable": list(rows)},

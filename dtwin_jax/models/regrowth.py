@@ -180,7 +180,8 @@ regrowth = Model(
     flow=flow,
     time="d",
     source="Stein et al. 2011, doi 10.1158/1078-0432.CCR-10-1762",
-    valid="PSA of men under continuous or intermittent androgen suppression, months to years.",
+    valid="PSA of men under androgen suppression, within the cycle it is calibrated on: it has no floor"
+    " and no ceiling, and forecasts of the next cycle lose to the last value (benchmarks/psa_forecast.py).",
     stiffness="Solved exactly while treatment is constant.",
     checked="The exponentials of the paper, evaluated apart: 1e-14 relative.",
     example=example,

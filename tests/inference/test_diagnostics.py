@@ -48,6 +48,12 @@ def test_summary_has_the_moments_of_the_draws(good):
     assert float(row["q95"]) == pytest.approx(np.quantile(good, 0.95))
 
 
+def test_patients_calibrated_alone_share_nothing_to_summarise(good):
+    alone = tree({"CL": np.stack([good, good], axis=2)})
+    assert summary(alone).sizes["variable"] == 0
+    assert list(summary(alone, individual=True)["variable"].values) == ["CL[a]", "CL[b]"]
+
+
 def test_chains_apart_are_named(good):
     (said,) = complaints(tree({"CL_pop": good, "V_pop": good + np.arange(4)[:, None]}))
     assert said.startswith("V_pop: R-hat")
