@@ -4,7 +4,7 @@ Source: Conrado et al. 2014, J Pharmacokinet Pharmacodyn 41:581, doi 10.1007/s10
 estimates as read in nlmixr2lib (ddmore/Conrado_2014_alzheimer.R, DDMODEL00000290), without its differences
 by study.
 
-    baseline = BL (1 or, in men, male) (1 + apoe_BL (apoe4 - 0.72))
+    baseline = BL (1 or, in men, male_BL) (1 + apoe_BL (apoe4 - 0.72))
     rate     = slope (1 + age_slope (age - 75)) (1 + apoe_slope (apoe4 - 0.72)) (1 + off (1 - symptomatic))
     share'   = rate share (1 - share^shape),     share(0) = baseline / 70
     score    = 70 share

@@ -317,9 +317,9 @@ baroreflex = Model(
     time="s",
     solver=Solver(max_steps=2**18),
     source="Ursino 1998, Am J Physiol 275:H1733",
-    valid="carotid baroreflex of an anaesthetised, vagotomised dog scaled to man, as published",
-    stiffness="1.5 to 20 s: not stiff, Tsit5",
-    checked="effectors and heart period, 1e-5 relative, against an independent solve of the delay equations",
+    valid="The carotid baroreflex of a man at rest, as Ursino put it together from animals; no breathing.",
+    stiffness="1.5 to 20 s: not stiff, Tsit5.",
+    checked="Effectors and heart period, 1e-5 relative, against an independent solve of the delay equations.",
     example=example,
 )
 baroreflex_chain = replace(
@@ -329,7 +329,7 @@ baroreflex_chain = replace(
     init=init_chain,
     drift=drift_chain,
     dosing=None,
-    stiffness="stages of the vagal delay 0.05 s, effectors to 20 s: not stiff, Tsit5",
-    checked="effectors within 3 % of their range (vagal 0.05 %) of the exact delays",
+    stiffness="Stages of the vagal delay 0.05 s, effectors to 20 s: not stiff, Tsit5.",
+    checked="Effectors within 3 % of their range of the exact delays.",
     example=example_chain,
 )

@@ -7,7 +7,7 @@ and remifentanil.
     U = Ce_propofol / C50_propofol + Ce_remifentanil / C50_remifentanil
     BIS = E0 (1 - U^gamma / (1 + U^gamma))
 
-The kinetics are linear, so the flow is exact. No switches. Fitted in practice: C50_propofol, gamma and E0;
+The kinetics are linear, so the flow is exact. No switches. Fitted in practice: C50_propofol and gamma;
 C50_remifentanil only where both drugs vary; C50_propofol and the kinetics trade off without samples of
 plasma.
 """
@@ -129,8 +129,8 @@ propofol_remifentanil_bis = Model(
     flow=LinearFlow(drift),
     time="min",
     source="Bouillon et al. 2004, Anesthesiology 100:1353; Schnider et al. 1998; Minto et al. 1997",
-    valid="healthy adults; no delay of the monitor",
-    stiffness="half a minute to hours; solved exactly",
-    checked="the surface, 1e-5 relative, and concentrations, 1e-8, against python-anesthesia-simulator 1.0.0",
+    valid="Healthy adults; no delay of the monitor.",
+    stiffness="Half a minute to hours; solved exactly.",
+    checked="The surface, 1e-5, and concentrations, 1e-8 relative, against python-anesthesia-simulator 1.0.0.",
     example=example,
 )

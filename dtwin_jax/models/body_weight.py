@@ -2,9 +2,10 @@
 
 Source: Hall et al. 2011, Lancet 378:826, doi 10.1016/S0140-6736(11)60812-X, and Chow & Hall 2008, PLoS
 Comput Biol 4:e1000045; equations and values as read in the R package bw (INSP-RH/bw, src/adult_weight.cpp),
-with glycogen's energy rho_G G' where the package has G' (its units do not agree; at most 0.04 kg in the
-cases).
+with glycogen's energy rho_G G' where the package has G' (its units do not agree; at most 0.04 kg in three
+diets of two years).
 
+    dEI  = adherence energy
     AT'  = (0.14 dEI - AT) / 14 d                                     adaptive thermogenesis
     ECF' = (dNa - 3000 (ECF - ECF0) - 4000 (1 - CI / CI0)) / 3220     extracellular fluid
     G'   = (CI - CI0 (G / G0)^2) / rhoG                               glycogen
@@ -13,7 +14,7 @@ cases).
     expended = K + delta W + 0.1 dEI + AT + rhoG G' + gL L + gF F
     W    = L + F + ECF + 3.7 G
 
-EI = EI0 + adherence dEI is the intake, EI0 = PAL x resting metabolic rate that of the stable weight; CI is
+EI = EI0 + dEI is the intake, EI0 = PAL x resting metabolic rate that of the stable weight; CI is
 its carbohydrate. Resting rate (Mifflin), fat (Jackson), fluid (Silva) at the start are regressions in kg, m
 and years. Weights tell PAL (through delta) and adherence together; sex, age, height are known, weight0 is
 fitted.
@@ -45,7 +46,7 @@ class Params(eqx.Module):
     age: Scalar = param(40.0, "a", doc="age at the start")
     female: Scalar = param(0.0, "1", doc="1 in women")
     PAL: Scalar = param(1.5, "1", lognormal(1.5, log_sd=0.15), source=_HERE, doc="physical activity level")
-    adherence: Scalar = param(1.0, "1", beta(2.0, 1.0), source=_HERE, doc="share of the change that is eaten")
+    adherence: Scalar = param(0.9, "1", beta(2.0, 1.0), source=_HERE, doc="share of the change that is eaten")
     carbohydrate: Scalar = param(0.5, "1", source=_HALL, doc="share of energy from carbohydrate")
     G0: Scalar = param(0.5, "kg", source=_HALL, doc="glycogen at the start")
     rhoG: Scalar = param(4206.501, "kcal/kg", source=_HALL, doc="energy of glycogen")

@@ -1,7 +1,7 @@
 """The human circadian pacemaker and its response to light.
 
 Source: Forger, Jewett & Kronauer 1999, J Biol Rhythms 14:532, doi 10.1177/074873099129000867; values as in
-the package circadian 1.0.3, whose output in constant light the reference equals to 1e-11.
+the package circadian 1.0.3, which it was compared with, to 1e-6 to 1e-11.
 
     alpha = alpha0 sqrt(light / I0)
     B     = G alpha (1 - n) (1 - 0.4 x) (1 - 0.4 xc)

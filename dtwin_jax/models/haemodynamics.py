@@ -172,8 +172,8 @@ haemodynamics = Model(
     noise=proportional,
     time="min",
     source="Su et al. 2023, Br J Anaesth",
-    valid="healthy volunteers without surgery",
-    stiffness="10 to 20 min: not stiff, Tsit5",
-    checked="resistance, rate, stroke volume and pressure, 1e-6 relative, against another transcription",
+    valid="Healthy volunteers without surgery.",
+    stiffness="10 to 20 min: not stiff, Tsit5.",
+    checked="Resistance, rate, stroke volume and pressure, 1e-6 relative, against another transcription.",
     example=example,
 )

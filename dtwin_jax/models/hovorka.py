@@ -18,7 +18,7 @@ the paper, endogenous production is not kept from going below 0 at an insulin th
 A patient rests at the basal glucose `Gb`: the insulin that holds it, `u0`, follows from the parameters, and
 the input `basal` is a multiple of it. With a pump's record give all insulin as doses, and `basal` 0.
 
-Fitted in practice: the three sensitivities, EGP0, F01, k12 and the two times of absorption; from glucose
+Fitted in practice: the three sensitivities, EGP0 and the two times of absorption; from glucose
 alone EGP0, F01 and the sensitivities move together, and ka_1 to ka_3 are known.
 """
 

@@ -226,8 +226,8 @@ left_heart = Model(
     time="s",
     solver=Solver(rtol=1e-8, atol=1e-6, max_steps=2**15),
     source="Naghavi et al. 2024; ModularCirc 0.3.0",
-    valid="an adult at rest with two sound left valves; no right heart, no lungs",
-    stiffness="1 to 5 ms at the open valves, 4 s in the arteries; Tsit5, 10 times as fast as Kvaerno5",
-    checked="volumes to 1e-4 mL, pressures to 1e-3 mm[Hg] of an independent solve at 1e-10",
+    valid="An adult at rest with two sound left valves; no right heart, no lungs.",
+    stiffness="1 to 5 ms at the open valves, 4 s in the arteries; Tsit5, 10 times as fast as Kvaerno5.",
+    checked="At 1e-10, volumes to 1e-4 mL, pressures to 1e-3 mmHg of another solve; by default 3e-4 mL.",
     example=example,
 )

@@ -117,6 +117,9 @@ linear_health = Model(
     flow=flow,
     time="a",
     source="Vallée 2025, doi 10.2196/72411",
+    valid="A form, not a fitted model: one burden in arbitrary units, without bound where alpha > 0.",
+    stiffness="Solved exactly while inputs are constant.",
+    checked="Trajectory and derivatives by alpha, gamma and H0: 1e-10 of a closed form in 40 digits.",
     example=example,
 )
 
@@ -125,4 +128,6 @@ linear_health_sde = replace(
     name="linear_health_sde",
     diffusion=diffusion,
     solver=Solver(method=diffrax.ItoMilstein, dt=0.02),
+    stiffness="Itô-Milstein at a fixed step of 0.02 years.",
+    checked="Moments of an Ornstein-Uhlenbeck process within 4 standard errors of 3000 paths.",
 )

@@ -35,7 +35,7 @@ class Params(eqx.Module):
         3.5e-4,
         "mL/u[IU]/min",
         lognormal(3.5e-4, log_sd=0.475),
-        source=_DENTI + "; 5.83e-5 L/min/pmol at 6 pmol per u[IU] of insulin",
+        source=_DENTI + "; 5.83e-5 L/min/pmol at 6 pmol per m[IU] of insulin",
         doc="insulin sensitivity",
     )
     G0: Scalar = param(
@@ -128,5 +128,9 @@ minimal_model = Model(
     noise=combined,
     time="min",
     source="Bergman et al. 1979, Am J Physiol 236:E667",
+    valid="The intravenous glucose test in people fasting and at rest, from about 8 min on, with measured"
+    " insulin.",
+    stiffness="Time constants of 20 to 50 min: an explicit solver.",
+    checked="Glucose and action over 3 h: 1e-8 of a solve at 1e-12; six sensitivities 1e-5.",
     example=example,
 )

@@ -113,5 +113,9 @@ one_compartment = Model(
     flow=flow,
     time="h",
     source="Gabrielsson & Weiner, Pharmacokinetic and Pharmacodynamic Data Analysis",
+    valid="Drugs whose concentration falls along one exponential, elimination unsaturated; by mouth alone"
+    " only CL/F and V/F are told, and ka may change places with CL/V.",
+    stiffness="Solved exactly between events (1 h absorption, 20 h elimination).",
+    checked="Tabled dosing cases, before and after events: 1e-10 of sums of exponentials in 40 digits.",
     example=example,
 )

@@ -133,7 +133,8 @@ pressure_and_kidney = replace(
         solver=Solver(diffrax.Kvaerno5, 1e-7, (1e-8, 1e-8, 1e-8, 1e-6, 1e-8)),
         source="losartan model, Pharmaceutics 2026, 18:262; Jardine et al. 2020; de Goeij et al. 2011",
     ),
-    valid="Chronic kidney disease of adults on losartan, years; eGFR above 15.",
-    checked="Its slow closed form, hormones settled: 1e-5.",
+    valid="Chronic kidney disease of adults on losartan, years; the effect of pressure is taken from people with"
+    " an eGFR near 13.",
+    checked="Its slow closed form, hormones settled, without the acute dip: 1e-5.",
     example=example,
 )

@@ -261,9 +261,9 @@ propofol_schnider = Model(
     flow=LinearFlow(Drift(schnider)),
     time="min",
     source="Schnider et al. 1998, Anesthesiology 88:1170",
-    valid="volunteers of 18 to 81 years, 44 to 123 kg; the James formula fails in the very obese",
-    stiffness="1 min to hours; solved exactly",
-    checked="rate constants and concentrations, 1e-8 relative, against python-anesthesia-simulator 1.0.0",
+    valid="Volunteers of 18 to 81 years, 44 to 123 kg; the James formula fails in the very obese.",
+    stiffness="1 min to hours; solved exactly.",
+    checked="Rate constants and concentrations, 1e-8 relative, against python-anesthesia-simulator 1.0.0",
     example=example,
 )
 propofol_marsh = replace(
@@ -274,7 +274,7 @@ propofol_marsh = replace(
     observe=Observe(marsh),
     flow=LinearFlow(Drift(marsh)),
     source="Marsh et al. 1991, Br J Anaesth 67:41",
-    valid="adults of normal weight",
+    valid="Adults of normal weight.",
 )
 propofol_eleveld = replace(
     propofol_schnider,
@@ -284,5 +284,5 @@ propofol_eleveld = replace(
     observe=Observe(eleveld),
     flow=LinearFlow(Drift(eleveld)),
     source="Eleveld et al. 2018, Br J Anaesth 120:942, doi 10.1016/j.bja.2018.01.018",
-    valid="from newborns to the very old, normal weight and obese; arterial samples",
+    valid="From newborns to the very old, normal weight and obese; arterial samples.",
 )

@@ -168,9 +168,9 @@ raas = Model(
     noise=additive,
     time="min",
     source="losartan model, Pharmaceutics 2026, 18:262",
-    valid="adults on losartan: the drug is its metabolite E3174; no feedback of angiotensin II",
-    stiffness="aldosterone 1.2 min, angiotensin II 40 min, angiotensin I 50 min: Tsit5",
-    checked="hormones and pressures, 1e-7 relative, against the full form in libroadrunner",
+    valid="Adults on losartan: the drug is its metabolite E3174; no feedback of angiotensin II.",
+    stiffness="Aldosterone 1.2 min, angiotensin II 40 min, angiotensin I 50 min: Tsit5.",
+    checked="Hormones and pressures, 1e-7 relative, against the full form in libroadrunner.",
     example=example,
 )
 raas_full = replace(
@@ -179,5 +179,5 @@ raas_full = replace(
     init=init_full,
     drift=drift_full,
     solver=Solver(method=diffrax.Kvaerno5, rtol=1e-6, atol=1e-8),
-    stiffness="renin 5e-8 min, angiotensin I 50 min, a ratio of 1e9: Kvaerno5",
+    stiffness="Renin 5e-8 min, angiotensin I 50 min, a ratio of 1e9: Kvaerno5.",
 )

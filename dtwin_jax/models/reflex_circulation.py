@@ -29,7 +29,7 @@ from dtwin_jax.dynamics.residual import proportional
 from dtwin_jax.models.baroreflex import baroreflex_chain
 from dtwin_jax.models.four_chambers import four_chambers
 
-_URSINO = "Ursino 1998: the reflex's own values at its set point"
+_URSINO = "Ursino 1998: the reflex at its set point, from basal values recalled, not checked"
 
 
 class VesselParams(eqx.Module):

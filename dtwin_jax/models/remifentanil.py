@@ -220,9 +220,9 @@ remifentanil_minto = Model(
     flow=LinearFlow(Drift(minto)),
     time="min",
     source="Minto et al. 1997, Anesthesiology 86:10",
-    valid="adults of 20 to 85 years; the James formula fails in the very obese",
-    stiffness="half a minute to hours; solved exactly",
-    checked="rate constants and concentrations, 1e-8 relative, against python-anesthesia-simulator 1.0.0",
+    valid="Adults of 20 to 85 years; the James formula fails in the very obese.",
+    stiffness="Half a minute to hours; solved exactly.",
+    checked="Rate constants and concentrations, 1e-8 relative, against python-anesthesia-simulator 1.0.0",
     example=example,
 )
 remifentanil_eleveld = replace(
@@ -233,6 +233,6 @@ remifentanil_eleveld = replace(
     observe=Observe(eleveld),
     flow=LinearFlow(Drift(eleveld)),
     source="Eleveld et al. 2017, Anesthesiology 126:1005, doi 10.1097/ALN.0000000000001634",
-    valid="children and adults, normal weight and obese",
-    checked="as remifentanil_minto, with V2 8.882 L, which python-anesthesia-simulator has for 8.82 L",
+    valid="Children and adults, normal weight and obese.",
+    checked="As remifentanil_minto, with V2 8.882 L, which python-anesthesia-simulator has for 8.82 L",
 )

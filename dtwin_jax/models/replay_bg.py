@@ -100,7 +100,9 @@ class Params(eqx.Module):
     kabs: Scalar = param(
         0.012, "/min", lognormal(0.0042574, log_sd=1.4396), source=_PRIOR, doc="absorption from the gut"
     )
-    beta: Scalar = param(0.0, "min", uniform(0.0, 60.0), source=_PRIOR, doc="delay of meals")
+    beta: Scalar = param(
+        10.0, "min", uniform(0.0, 60.0), source=_PRIOR + "; value chosen here", doc="delay of meals"
+    )
     f: Scalar = param(0.9, "1", source=_PACKAGE, doc="fraction of carbohydrate absorbed")
     sd: Scalar = param(
         5.0, "mg/dL", lognormal(5.0, log_sd=0.5), source="value: py_replay_bg 1.4.0", doc="additive error"

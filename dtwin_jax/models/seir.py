@@ -1,6 +1,6 @@
 """An epidemic in a closed population: susceptible, exposed, infectious, recovered (SEIR).
 
-Source: Anderson & May 1991, Infectious Diseases of Humans; values are those of the reference (reproductive
+Source: Anderson & May 1991, Infectious Diseases of Humans; values are illustrative (reproductive
 number 3.5, latent 5.2 d, infectious 7 d), illustrative.
 
     S' = -beta contact S I / N,              S(0) = N - E0 - I0
@@ -8,7 +8,7 @@ number 3.5, latent 5.2 d, infectious 7 d), illustrative.
     I' = sigma E - gamma I,                  I(0) = I0
     R' = gamma I,                            R(0) = 0
 
-The largest share never infected solves log(s / s0) = (beta / gamma) (s - 1), by the Lambert function.
+The share never infected solves log(s / s0) = (beta / gamma) (s - 1), by the Lambert function.
 Prevalence determines beta, gamma and I0 + E0; sigma only from the first weeks. N is known.
 """
 

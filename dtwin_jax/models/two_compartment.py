@@ -124,5 +124,9 @@ two_compartment = Model(
     flow=flow,
     time="h",
     source="Gabrielsson & Weiner, Pharmacokinetic and Pharmacodynamic Data Analysis",
+    valid="Drugs with one distribution phase, elimination unsaturated; Q and V2 need early samples, and by"
+    " mouth alone volumes and clearances are over F.",
+    stiffness="Solved exactly between events (1 h absorption, 3 h distribution, 32 h elimination).",
+    checked="Tabled dosing cases, before and after events: 1e-10 of sums of exponentials in 40 digits.",
     example=example,
 )

@@ -194,7 +194,9 @@ def impedance_4_parallel(p: Params4Parallel, omega: Any) -> Any:
 class HalfSine(eqx.Module):
     """A heart that ejects half a sine wave each beat."""
 
-    stroke_volume: Scalar = param(75.0, "mL", source="order of magnitude, chosen here", doc="known")
+    stroke_volume: Scalar = param(
+        75.0, "mL", source="order of magnitude, chosen here", doc="ejected each beat, known"
+    )
     ejection: Scalar = param(0.3, "s", source="order of magnitude, chosen here", doc="duration of ejection")
     period: Scalar = param(0.85, "s", source="order of magnitude, chosen here", doc="from beat to beat")
 
@@ -270,9 +272,9 @@ windkessel_2 = Model(
     time="s",
     solver=Solver(max_steps=2**14),
     source="Westerhof, Lankhaar & Westerhof 2009, Med Biol Eng Comput 47:131",
-    valid="mean and slow part of arterial pressure; no reflected waves",
-    stiffness="one time constant, R C, 1.5 s at the defaults: not stiff, Tsit5",
-    checked="exact periodic solution under half-sine inflow, 1e-9 relative; input impedance, 1e-12 relative",
+    valid="Arterial pressure as far as few elements make it, the slow part surely; no reflected waves.",
+    stiffness="One time constant, R C, 1.5 s at the defaults: not stiff, Tsit5.",
+    checked="Exact periodic solution under half-sine inflow, 1e-9 relative; input impedance, 1e-12 relative.",
     example=example,
 )
 windkessel_3 = replace(windkessel_2, name="windkessel_3", params=Params3, observe=observe_3)
@@ -291,7 +293,7 @@ windkessel_4_parallel = replace(
     init=init_parallel,
     drift=drift_parallel,
     observe=observe_4_parallel,
-    stiffness="R C, 1.5 s, and L / Zc, 0.1 s at the defaults: not stiff, Tsit5",
+    stiffness="R C, 1.5 s, and L / Zc, 0.1 s at the defaults: not stiff, Tsit5.",
 )
 windkessel_3_half_sine = replace(
     windkessel_3,

@@ -26,6 +26,10 @@ def table(path):
     return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
 
 
+# The reference has no delay of meals.
+PROMPT = Params(beta=0.0)
+
+
 @jax.jit
 def solved(p, u, times):
     return simulate(tight, p, u, times)
@@ -38,25 +42,25 @@ def usual(p, u, times):
 
 def test_all_states_agree_with_reference(shared):
     reference = table(shared("reference/models/replaybg_continuous.csv"))
-    found = values(solved(Params(), CASE, reference["t_min"]).state)
+    found = values(solved(PROMPT, CASE, reference["t_min"]).state)
     for name in STATES:
         wanted = reference[name]
         np.testing.assert_allclose(
             found[name], wanted, rtol=1e-7, atol=1e-9 * np.max(np.abs(wanted)), err_msg=name
         )
-    default = usual(Params(), CASE, reference["t_min"]).output.cgm
+    default = usual(PROMPT, CASE, reference["t_min"]).output.cgm
     np.testing.assert_allclose(default, reference["IG"], rtol=1e-5)
 
 
 def test_the_package_itself_is_some_milligrams_off_by_its_step_of_a_minute(shared):
     discrete = table(shared("reference/models/replaybg_discrete_pyreplaybg.csv"))
-    found = usual(Params(), CASE, discrete["t_min"]).output.cgm
+    found = usual(PROMPT, CASE, discrete["t_min"]).output.cgm
     assert 2.0 < np.max(np.abs(found - discrete["IG"])) < 3.5
 
 
 def test_parameters_are_those_of_the_case(shared):
     case = json.loads(shared("reference/models/replaybg_case.json").read_text())
-    p = values(Params())
+    p = values(PROMPT)
     for name, value in case["params"].items():
         np.testing.assert_allclose(p[name], value, rtol=1e-15, err_msg=name)
     np.testing.assert_allclose(p["u0"], case["u2ss_mU_kg_min"], rtol=1e-15)

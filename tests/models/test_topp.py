@@ -50,7 +50,7 @@ def test_glucose_insulin_and_beta_cells_agree_with_reference(shared, case):
 
 
 def test_reduced_sensitivity_is_the_case_of_insulin_resistance():
-    """B after 100 days by libroadrunner: the same with SI 0.72 at a sensitivity of 0.35 / 0.72."""
+    """B after 100 days by a tight solve outside this package: SI 0.72 at a sensitivity of 0.35 / 0.72."""
     p = assign(Params(), {"G0": 110.0})
     found = solved(p, Inputs(sensitivity=0.35 / 0.72), jnp.asarray([100.0])).state.beta_cells
     np.testing.assert_allclose(found, [515.50109642], rtol=1e-8)
