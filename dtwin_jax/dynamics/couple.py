@@ -1,5 +1,6 @@
 """Several models as one patient: `couple` joins them through named ports into a Model like any other."""
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,12 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dtwin_jax.core.quantity import quantities, replace_fields, values
+from dtwin_jax.core.quantity import assign, quantities, replace_fields, values
 from dtwin_jax.core.signal import AbstractSignal, Doses
 from dtwin_jax.dynamics.join import (
     Join,
     inputs_class,
     names_of,
+    neutral_inputs,
     outputs_class,
     pace,
     params_class,
@@ -25,7 +27,7 @@ from dtwin_jax.dynamics.join import (
 )
 from dtwin_jax.dynamics.model import Model
 from dtwin_jax.dynamics.solver import Solver
-from dtwin_jax.dynamics.wiring import Port, read_order, wired
+from dtwin_jax.dynamics.wiring import Port, dependencies, read_order, wired
 
 
 def couple(
@@ -47,23 +49,25 @@ def couple(
         name: of the composite.
         parts: part -> model. Their units of time may differ. A part may have no state.
         wires: what each port reads: `"tumour.concentration": "drug.concentration"`. The target is an input
-            or a parameter of a part (a driven parameter is no longer estimated). The source is an output
-            of a part or, without a dot, an input of the composite, which several ports may read. Units are
-            converted where they can be.
+            or a parameter of a part. A driven parameter is no longer estimated, and may be used in drift,
+            observe, diffusion and event only. The source is an output of a part or, without a dot, an input
+            of the composite, which several ports may read. Units are converted where they can be.
         time: the composite's unit of time; by default that of the first part.
         solver: how it is solved. By default the first implicit method among the parts (else the first
             part's), the tightest tolerance, and each state's absolute tolerance as in its part.
         source: citation of the whole.
 
     Raises:
-        ValueError: a port does not exist, units cannot be converted, or outputs contain each other (an
-            algebraic loop), with the wire or the ports along the loop.
+        ValueError: a port does not exist, units cannot be converted, outputs contain each other (an
+            algebraic loop), a driven parameter sets a start, an error or a dosing, or two things share a
+            name: with the wire, the names or the ports along the loop.
     """
     time = time or next(iter(parts.values())).time
     found = wired(name, parts, wires, time)
     pairs = tuple(parts.items())
     join = Join(pairs, found, time, read_order(name, pairs, found))
     _refuse_shared_dosing(join)
+    _refuse_driven_elsewhere(join)
     noisy = any(model.diffusion is not None for model in parts.values())
     return Model(
         name=name,
@@ -97,6 +101,63 @@ def _refuse_shared_dosing(join: Join) -> None:
             )
 
 
+def _refuse_driven_elsewhere(join: Join) -> None:
+    """A wire has a value while the composite moves, not when a part starts, is dosed or measured."""
+    for part, model in join.parts:
+        wires = [wire for wire in join.wires if wire.target.part == part]
+        names = [wire.target.field for wire in wires if wire.parameter]
+        for role, function in (("init", _started), ("noise", _measured), ("dosing", _dosed)):
+            if role == "dosing" and model.dosing is None:
+                continue
+            reached = dependencies(functools.partial(function, model), names) if names else {}
+            for name in sorted(set().union(*reached.values())):
+                raise ValueError(
+                    f"{part}.{name} is driven by a wire, but the {role} of {part} uses it, where no wire has "
+                    "a value yet: drive something else, or change the model"
+                )
+        fed = [wire.target.field for wire in wires if wire.source.part and not wire.parameter]
+        for name in _dosed_by(model, fed) if model.dosing is not None and fed else ():
+            raise ValueError(
+                f"{part}.{name} is driven by a wire, but the dosing of {part} works on it, on a signal given "
+                "beforehand: couple replace(model, dosing=None), or leave it unwired"
+            )
+
+
+def _dosed_by(model: Any, fed: list[str]) -> list[str]:
+    """Those of the inputs `fed` that the model's dosing changes, or makes others of."""
+    changed: set[str] = set()
+
+    def others(given: Mapping[str, Any]) -> dict[str, Any]:
+        u = model.inputs()
+        signals = {name: Doses(jnp.ones(1), jnp.ones(1), jnp.ones(1)) for name in quantities(u)}
+        signals |= {name: Doses(jnp.ones(1), value[None], jnp.ones(1)) for name, value in given.items()}
+        dosed = model.dosing(replace_fields(u, signals), model.params())
+        changed.update(name for name in fed if getattr(dosed, name) is not signals[name])
+        return _numbered([getattr(dosed, name) for name in quantities(u) if name not in fed])
+
+    return sorted(changed | set().union(*dependencies(others, fed).values()))
+
+
+def _numbered(tree: Any) -> dict[str, Any]:
+    return {str(i): jnp.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
+
+
+def _started(model: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    return _numbered(model.init(assign(model.params(), given)))
+
+
+def _measured(model: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    p = model.params()
+    y = model.observe(jnp.asarray(0.0), model.init(p), model.inputs(), p)
+    return _numbered(model.noise(y, assign(p, given)))
+
+
+def _dosed(model: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    u = model.inputs()
+    signals = {name: Doses(jnp.ones(1), jnp.ones(1), jnp.ones(1)) for name in quantities(u)}
+    return _numbered(model.dosing(replace_fields(u, signals), assign(model.params(), given)))
+
+
 @dataclass(frozen=True)
 class _Params:
     """The parts' own defaults. A parameter that a wire drives has no prior: nobody estimates it."""
@@ -106,7 +167,7 @@ class _Params:
     def __call__(self) -> Any:
         made = {}
         for part, model in self.join.parts:
-            driven = {wire.target.field: wire for wire in self.join.wires if wire.target.part == part}
+            driven = {w.target.field: w for w in self.join.wires if w.target.part == part and w.parameter}
             made[part] = without_priors(model.params(), driven)
         return params_class(self.join)(**made)
 
@@ -118,7 +179,7 @@ class _Inputs:
     join: Join
 
     def __call__(self) -> Any:
-        return inputs_class(self.join)()
+        return inputs_class(self.join)(**neutral_inputs(self.join))
 
 
 @dataclass(frozen=True)
@@ -244,10 +305,26 @@ class _Dosing:
                 if field in own
             }
             dosed = model.dosing(replace_fields(model.inputs(), signals), getattr(p, part))
-            for field in signals:
+            for field, before in signals.items():
                 name, scale = outer[field]
-                changed[name] = _restated(getattr(dosed, field), 1 / pace, 1 / scale, 1 / amount[field])
+                after = getattr(dosed, field)
+                if after is not before:
+                    restated = _restated(after, 1 / pace, 1 / scale, 1 / amount[field])
+                    changed[name] = _moved(getattr(u, name), before, after, restated, pace)
         return replace_fields(u, changed)
+
+
+def _moved(given: Any, before: Any, after: Any, restated: Any, pace: float) -> Any:
+    """`restated`, at the given times plus how far they were moved.
+
+    There and back through another unit of time, a time comes out a rounding error away, and a measurement at
+    the time of a dose on its other side.
+    """
+    same = isinstance(given, AbstractSignal) and isinstance(after, AbstractSignal)
+    if not same or jnp.shape(before.time) != jnp.shape(after.time):
+        return restated
+    times = given.time + (after.time - before.time) / pace
+    return eqx.tree_at(lambda signal: signal.time, restated, times)
 
 
 def _restated(signal: Any, pace: float, scale: float, amount: float) -> Any:
@@ -265,7 +342,9 @@ def _solver_for(models: Any, time: str) -> Solver:
     models = tuple(models)
     bounds = [m.solver.longest / pace(m.time, time) for m in models if m.solver.longest is not None]
     implicit = [m for m in models if isinstance(m.solver.method(), diffrax.AbstractImplicitSolver)]
-    first = (implicit or list(models))[0].solver
+    noisy = [m for m in models if m.diffusion is not None]
+    chosen = (noisy or implicit or list(models))[0]
+    first = chosen.solver
     atol: list[float] = []
     for model in models:
         states = jax.tree.leaves(jax.eval_shape(lambda model=model: model.init(model.params())))
@@ -277,5 +356,6 @@ def _solver_for(models: Any, time: str) -> Solver:
         atol=atol[0] if len(set(atol)) == 1 else tuple(atol),
         max_steps=max(model.solver.max_steps for model in models),
         longest=min(bounds, default=None),
-        dt=first.dt,
+        dt=None if first.dt is None else first.dt / pace(chosen.time, time),
+        adjoint=first.adjoint,
     )

@@ -2,15 +2,14 @@
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import equinox as eqx
-import jax
 
-from dtwin_jax.core.quantity import Quantity, quantities
+from dtwin_jax.core.quantity import Quantity, assign, quantities, values
 from dtwin_jax.core.units import factor
-from dtwin_jax.dynamics.wiring import Parts, Port, Wire, drive, per_time
+from dtwin_jax.dynamics.wiring import Parts, Port, Wire, per_time
 
 
 @dataclass(frozen=True)
@@ -41,13 +40,16 @@ class Join:
 
     def _driven(self, part: str, u: Any, p: Any, shown: Mapping[Port, Any]) -> tuple[Any, Any]:
         """Inputs and parameters of `part`; a port whose driver is not read yet keeps its default."""
-        inputs = drive(self.model(part).inputs(), self.given(part, u))
-        driven = {
-            wire.target.field: wire.factor * shown[wire.source]
-            for wire in self.wires
-            if wire.target.part == part and wire.source in shown
-        }
-        return drive(inputs, driven), drive(getattr(p, part), driven)
+        to_inputs, to_params = self.given(part, u), {}
+        for wire in self.wires:
+            if wire.target.part != part:
+                continue
+            driven = to_params if wire.parameter else to_inputs
+            if wire.source in shown:
+                driven[wire.target.field] = wire.factor * shown[wire.source]
+            elif wire.parameter and not wire.source.part:
+                driven[wire.target.field] = wire.factor * getattr(u, wire.source.field)
+        return assign(self.model(part).inputs(), to_inputs), assign(getattr(p, part), to_params)
 
     def given(self, part: str, u: Any) -> dict[str, Any]:
         """Inputs of `part` that come from inputs of the composite, in the part's units."""
@@ -58,7 +60,7 @@ class Join:
         }
 
     def outer(self) -> dict[Port, tuple[str, float]]:
-        """Port -> (input of the composite, factor): wired ones and those that no wire drives."""
+        """Input port -> (input of the composite, factor): wired ones and those that no wire drives."""
         return _outer(self)
 
     def model(self, part: str) -> Any:
@@ -81,52 +83,63 @@ def pace(own: str, time: str) -> float:
 
 @functools.cache
 def _outer(join: Join) -> dict[Port, tuple[str, float]]:
-    wires = {wire.target: wire for wire in join.wires}
-    found = {}
+    wires, found = driven_inputs(join), {}
     for port, (name, quantity) in _free_inputs(join).items():
         own = join.model(port.part).schema().inputs.get(port.field)
-        scale = wires[port].factor if port in wires else 1.0
-        if port not in wires and own is not None and quantity.unit != own.unit:
-            scale = factor(quantity.unit, own.unit)
-        found[port] = (name, scale)
+        if port in wires:
+            found[port] = (name, wires[port].factor)
+        elif own is not None:
+            found[port] = (name, 1.0 if quantity.unit == own.unit else factor(quantity.unit, own.unit))
     return found
+
+
+def driven_inputs(join: Join) -> dict[Port, Wire]:
+    """Input port -> the wire that drives it."""
+    return {wire.target: wire for wire in join.wires if not wire.parameter}
 
 
 @functools.cache
 def _free_inputs(join: Join) -> dict[Port, tuple[str, Quantity]]:
-    """Port -> name and quantity of the composite's input that it reads."""
-    wires = {wire.target: wire for wire in join.wires}
-    names, found = names_of(join), {}
+    """Port -> name and quantity of the composite's input that it reads; parameters only where wired."""
+    wires, names, found = driven_inputs(join), names_of(join), {}
     for part, model in join.parts:
-        fields = model.schema().inputs | model.schema().parameters
-        for field, quantity in fields.items():
+        for field, quantity in model.schema().inputs.items():
             port = Port(part, field)
-            if port in wires and wires[port].source.part:
-                continue
-            if port not in wires and field not in model.schema().inputs:
-                continue
-            name = wires[port].source.field if port in wires else names[port]
-            unit = per_time(quantity.unit, model.time, join.time)
-            kept = Quantity(unit, None, "", quantity.doc, quantity.molar_mass, None)
-            found[port] = (name, next((q for n, q in found.values() if n == name), kept))
+            if port not in wires:
+                unit = per_time(quantity.unit, model.time, join.time)
+                found[port] = (names[port], replace(quantity, unit=unit, prior=None, plausible=None))
+    shared: dict[str, Quantity] = {}
+    for wire in join.wires:
+        if not wire.source.part:
+            schema = join.model(wire.target.part).schema()
+            own = (schema.parameters if wire.parameter else schema.inputs)[wire.target.field]
+            # The first wire gave the input its unit, to which the factors of all refer.
+            kept = replace(own, unit=wire.unit, prior=None, plausible=None)
+            found[wire.target] = (wire.source.field, shared.setdefault(wire.source.field, kept))
     return found
 
 
 @functools.cache
 def names_of(join: Join) -> dict[Port, str]:
     """Names of free inputs and of outputs: their own where unique, else with the part's before it."""
-    targets = {wire.target for wire in join.wires}
+    targets = driven_inputs(join)
     ports = [
-        Port(part, field)
+        port
         for part, model in join.parts
-        for field in [*model.schema().inputs, *model.schema().outputs]
-        if Port(part, field) not in targets
+        for port in [
+            *(Port(part, f) for f in model.schema().inputs if Port(part, f) not in targets),
+            *(Port(part, field) for field in model.schema().outputs),
+        ]
     ]
-    wired_names = [wire.source.field for wire in join.wires if not wire.source.part]
-    fields = [port.field for port in ports] + list(dict.fromkeys(wired_names))
-    return {
+    wired_names = list(dict.fromkeys(wire.source.field for wire in join.wires if not wire.source.part))
+    fields = [port.field for port in ports] + wired_names
+    names = {
         port: port.field if fields.count(port.field) == 1 else f"{port.part}_{port.field}" for port in ports
     }
+    given = [*names.values(), *wired_names]
+    if twice := sorted({name for name in given if given.count(name) > 1}):
+        raise ValueError(f"inputs and outputs of the parts share the names {twice}: name parts or wires anew")
+    return names
 
 
 # Typed as plain: a class made at run time is beyond what can be told from the source.
@@ -159,20 +172,20 @@ def params_class(join: Join) -> type:
 
 @functools.cache
 def inputs_class(join: Join) -> type:
-    """A field for every input that no part drives, neutral as in the first part that reads it."""
-    fields = {}
-    for port, (name, quantity) in _free_inputs(join).items():
-        neutral = _default(join.model(port.part), port.field) / join.outer()[port][1]
-        fields.setdefault(name, _plain(quantity, default=neutral))
-    return _struct("Inputs", fields)
+    """A field for every input that no part drives."""
+    return _struct("Inputs", {name: _plain(quantity) for name, quantity in _free_inputs(join).values()})
 
 
-def _default(model: Any, field: str) -> float:
-    """The default of an input or parameter, as declared: an instance would start a backend."""
-    kinds: list[type] = []
-    jax.eval_shape(lambda: kinds.extend((type(model.inputs()), type(model.params()))))
-    declared = next(kind.__dataclass_fields__[field] for kind in kinds if field in kind.__dataclass_fields__)
-    return float(declared.default)
+def neutral_inputs(join: Join) -> dict[str, Any]:
+    """Input of the composite -> its neutral value: that of the first port that reads it."""
+    found: dict[str, Any] = {}
+    parameters = {wire.target: wire.factor for wire in join.wires if wire.parameter}
+    for port, (name, _) in _free_inputs(join).items():
+        model = join.model(port.part)
+        own = model.params() if port in parameters else model.inputs()
+        scale = parameters[port] if port in parameters else join.outer()[port][1]
+        found.setdefault(name, values(own)[port.field] / scale)
+    return found
 
 
 @functools.cache

@@ -1,7 +1,8 @@
 """How the parts of a composite are joined: ports, wires, their units, and the order they are read in."""
 
+import functools
 import graphlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -33,12 +34,14 @@ class Wire:
         source: what drives it.
         factor: the source's value times this is the target's.
         parameter: True where the target is a parameter.
+        unit: of the source, where that is an input of the composite.
     """
 
     target: Port
     source: Port
     factor: float
     parameter: bool
+    unit: str = ""
 
 
 def wired(name: str, parts: Mapping[str, Any], wires: Mapping[str, str], time: str) -> tuple[Wire, ...]:
@@ -65,7 +68,7 @@ def _wire(
         return Wire(to, start, _factor(where, given, reads), parameter)
     # The first port that reads an input of the composite gives it its unit.
     unit = outer.setdefault(source, per_time(reads.unit, parts[to.part].time, time))
-    return Wire(to, Port("", source), _factor(where, Quantity(unit), reads), parameter)
+    return Wire(to, Port("", source), _factor(where, Quantity(unit), reads), parameter, unit)
 
 
 def _port(where: str, parts: Mapping[str, Any], text: str) -> Port:
@@ -82,6 +85,8 @@ def _readable(where: str, parts: Mapping[str, Any], text: str) -> tuple[Quantity
     schema = parts[part].schema()
     if field in schema.inputs:
         return schema.inputs[field], False
+    if "." in field:
+        raise ValueError(f"{where}: {field!r} belongs to a part of {part}: wire it where {part} is coupled")
     if field in schema.parameters:
         return schema.parameters[field], True
     raise ValueError(
@@ -119,7 +124,7 @@ def read_order(name: str, parts: Parts, wires: tuple[Wire, ...]) -> tuple[Port, 
     graph: dict[Port, set[Port]] = {source: set() for source in driving.values()}
     for part, model in parts:
         fields = [wire.target.field for wire in wires if wire.target.part == part]
-        reads = _read_by_outputs(model, fields)
+        reads = dependencies(functools.partial(_shown, model), fields)
         for source in [source for source in graph if source.part == part]:
             graph[source] = {Port(part, field) for field in reads[source.field]}
     through = {target: {source} for target, source in driving.items()}
@@ -134,16 +139,9 @@ def read_order(name: str, parts: Parts, wires: tuple[Wire, ...]) -> tuple[Port, 
     return tuple(port for port in order if port in graph)
 
 
-def _read_by_outputs(model: Any, fields: list[str]) -> dict[str, set[str]]:
-    """Output -> those of these inputs and parameters that its formula contains."""
-    given = dict.fromkeys(fields, jax.ShapeDtypeStruct((), jnp.result_type(float)))
-
-    def outputs(given: Mapping[str, Any]) -> dict[str, Any]:
-        p, u = model.params(), model.inputs()
-        now = drive(u, given), drive(p, given)
-        return values(model.observe(jnp.asarray(0.0), model.init(p), *now))
-
-    return _dependencies(outputs, given)
+def _shown(model: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    p, u = model.params(), model.inputs()
+    return values(model.observe(jnp.asarray(0.0), model.init(p), drive(u, given), drive(p, given)))
 
 
 def drive(tree: Any, given: Mapping[str, Any]) -> Any:
@@ -152,21 +150,38 @@ def drive(tree: Any, given: Mapping[str, Any]) -> Any:
     return assign(tree, {name: value for name, value in given.items() if name in own})
 
 
-def _dependencies(function: Callable[[Any], dict[str, Any]], given: Mapping[str, Any]) -> dict[str, set[str]]:
-    """Key of the result -> keys of `given` that reach it, read from the traced program.
+def dependencies(function: Callable[[Any], dict[str, Any]], names: Sequence[str]) -> dict[str, set[str]]:
+    """Key of the result -> those of `names` that reach it, read from the traced program.
 
     A derivative that happens to be 0 at one point would hide a dependence; the program cannot.
-    """
-    program = jax.make_jaxpr(function)(dict(given)).jaxpr
-    reach: dict[Any, set[str]] = {
-        variable: {name} for variable, name in zip(program.invars, sorted(given), strict=True)
-    }
 
-    def through(variables: Any) -> set[str]:
+    Args:
+        function: from a dict of numbers to a dict of numbers.
+        names: the keys of what it takes.
+    """
+    given = dict.fromkeys(names, jax.ShapeDtypeStruct((), jnp.result_type(float)))
+    program = jax.make_jaxpr(function)(given).jaxpr
+    reached = _reach(program, [{name} for name in sorted(given)])
+    return dict(zip(sorted(jax.eval_shape(function, given)), reached, strict=True))
+
+
+def _reach(program: Any, given: list[set[str]]) -> list[set[str]]:
+    """What reaches each result of a program, from what reaches each of its arguments."""
+    reach: dict[Any, set[str]] = dict(zip(program.invars, given, strict=True))
+
+    def of(variable: Any) -> set[str]:
         # Literals carry their value and are not hashable; nothing reaches them.
-        return set().union(*(reach.get(v, set()) for v in variables if not hasattr(v, "val")))
+        return set() if hasattr(variable, "val") else reach.get(variable, set())
 
     for step in program.eqns:
-        reach |= dict.fromkeys(step.outvars, through(step.invars))
-    names = sorted(jax.eval_shape(function, dict(given)))
-    return {name: through([variable]) for name, variable in zip(names, program.outvars, strict=True)}
+        inner = step.params.get("jaxpr") or step.params.get("call_jaxpr")
+        inner = getattr(inner, "jaxpr", inner)
+        taken = [of(variable) for variable in step.invars]
+        if inner is not None and len(inner.invars) == len(taken) and len(inner.outvars) == len(step.outvars):
+            # A function compiled by itself; in a loop, what is carried could mix.
+            loops = step.primitive.name in ("while", "scan")
+            shown = [set().union(*taken)] * len(step.outvars) if loops else _reach(inner, taken)
+        else:
+            shown = [set().union(*taken)] * len(step.outvars)
+        reach |= dict(zip(step.outvars, shown, strict=True))
+    return [of(variable) for variable in program.outvars]

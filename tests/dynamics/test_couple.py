@@ -12,7 +12,7 @@ from small_models import TIGHT
 from dtwin_jax.core.prior import lognormal
 from dtwin_jax.core.quantity import assign, param, quantities, values, var
 from dtwin_jax.core.record import Record, Series
-from dtwin_jax.core.signal import Doses, Input, Steps
+from dtwin_jax.core.signal import Doses, Input, Steps, delay
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.check import check_model
 from dtwin_jax.dynamics.couple import couple
@@ -143,7 +143,7 @@ def test_one_input_may_drive_several_parts():
         u = given(one_compartment, oral=Doses([0.0], [100.0]))
         alone = simulate(one_compartment, getattr(p, part), u, TIMES)
         np.testing.assert_allclose(concentration, alone.output.concentration, rtol=1e-8)
-    assert list(vars(pair.inputs())) == ["tablet", "a_iv", "b_iv"]
+    assert list(vars(pair.inputs())) == ["a_iv", "b_iv", "tablet"]
 
 
 class Nothing(eqx.Module):
@@ -211,6 +211,18 @@ through = Model(
 )
 
 
+class Hours(eqx.Module):
+    shown: Scalar = var("h")
+
+
+class Flow(eqx.Module):
+    flow: Scalar = var("mg/h")
+
+
+through_hours = replace(through, observe=lambda t, x, u, p: Hours(0.5 * u.level))
+pump = replace(through, observe=lambda t, x, u, p: Flow(10.0 * u.level))
+
+
 def test_an_algebraic_loop_is_told_with_the_ports_along_it():
     with pytest.raises(ValueError, match="algebraic loop") as told:
         couple("ring", {"a": through, "b": through}, {"a.level": "b.shown", "b.level": "a.shown"})
@@ -251,6 +263,140 @@ def test_noise_of_every_part_is_its_own():
     assert float(found["mass"].scale[0]) == pytest.approx(0.1)
     expected = float(found["concentration"].loc[0])
     assert float(found["concentration"].scale[0]) == pytest.approx(np.hypot(0.1, 0.1 * expected))
+
+
+def test_a_wire_may_drive_a_parameter_by_an_input_of_the_composite():
+    """A clearance that is given: two closed forms, one after the other."""
+    prompt = replace(drug, dosing=None)
+    driven = couple("driven", {"drug": prompt}, {"drug.CL": "clearance"})
+    u = given(driven, iv=Doses([0.0], [100.0]), clearance=Steps([0.0, 6.0], [2.0, 1.0]))
+    found = simulate(driven, driven.params(), u, np.array([6.0, 10.0])).output.concentration
+    np.testing.assert_allclose(found, 5.0 * np.exp([-0.6, -0.6 - 0.2]), rtol=1e-9)
+    assert float(driven.inputs().clearance) == 1.0 and quantities(driven.inputs())["clearance"].unit == "L/h"
+
+
+class Weighed(eqx.Module):
+    setting: Input = var("mg/mL", neutral=0.0)
+
+
+@pytest.mark.parametrize("order", [("effect.exposure", "gain.setting"), ("gain.setting", "effect.exposure")])
+def test_a_shared_input_has_one_unit_whatever_the_order(order):
+    """g/mL for one and mg/mL for the other: the first wire names the unit, both see the same amount."""
+    weighed = replace(gain, inputs=Weighed)
+    pair = couple("pair", {"effect": effect, "gain": weighed}, dict.fromkeys(order, "level"))
+    unit = quantities(pair.inputs())["level"].unit
+    u = given(pair, level=jnp.asarray(3e-6 if unit == "g/mL" else 3e-3))
+    now = pair.drift.join.ports(jnp.asarray(0.0), pair.init(pair.params()), u, pair.params())
+    np.testing.assert_allclose(now["effect"][1].exposure, 3e-6)
+    np.testing.assert_allclose(now["gain"][1].setting, 3e-3)
+
+
+def test_a_driven_parameter_is_refused_where_no_wire_has_a_value():
+    pair = {"effect": effect, "other": effect}
+    for field, role in (("baseline", "init"), ("sd", "noise")):
+        with pytest.raises(ValueError, match=f"effect.{field} is driven by a wire, but the {role} of effect"):
+            couple("wrong", pair, {f"effect.{field}": "other.mass"})
+    with pytest.raises(ValueError, match=r"drug\.lag is driven by a wire, but the dosing of drug uses it"):
+        couple("wrong", {"drug": drug, "late": through_hours}, {"drug.lag": "late.shown"})
+    with pytest.raises(
+        ValueError, match=r"drug\.oral is driven by a wire, but the dosing of drug works"
+    ):
+        couple("wrong", {"drug": drug, "pump": pump}, {"drug.oral": "pump.flow"})
+
+
+def test_names_that_would_be_two_things_are_refused():
+    prompt = replace(drug, dosing=None)
+    with pytest.raises(ValueError, match=r"share the names \['b_iv'\]"):
+        couple("wrong", {"a": prompt, "b": prompt}, {"a.oral": "b_iv"}).inputs()
+
+
+def test_a_compiled_observe_is_no_loop():
+    """Each output of a function compiled by itself contains what it is made of, not all of its arguments."""
+
+    def two(t, x, u, p):
+        shown, sent = jax.jit(lambda level: (Shown(0.5 * level), 2.0 * x.mass))(u.exposure * 1e6)
+        return Pair(shown=shown.shown, mass=sent / 2.0)
+
+    both_ways = replace(effect, observe=two, noise=lambda y, p: additive(y, Sds()))
+    # What `a` is fed depends on its mass only, and what it shows on what it is fed: no loop.
+    wires = {"a.exposure": "b.exposure", "b.mass": "a.mass"}
+    joined = couple("ring", {"a": both_ways, "b": weighing}, wires)
+    assert [str(port) for port in joined.drift.join.order] == ["a.mass", "b.exposure"]
+
+
+def test_another_unit_of_time_changes_nothing_but_names():
+    """A part of days with dosing, event, noise of its drift and doses, alone and in a composite of hours."""
+    alone = replace(counted, solver=TIGHT)
+    joined = couple("joined", {"part": alone}, {}, time="h", solver=TIGHT)
+    times = np.array([2.0, 30.9, 31.1, 40.0])
+    u = given(joined, feeding=Doses([7.0, 29.0], [2.0, 1.0]))
+    found = simulate(joined, joined.params(), u, times)
+    part = given(alone, feeding=Doses(np.array([7.0, 29.0]) / 24, [2.0, 1.0]))
+    wanted = simulate(alone, alone.params(), part, times / 24)
+    np.testing.assert_allclose(found.state.part.mass, wanted.state.mass, rtol=1e-9)
+    np.testing.assert_allclose(found.state.part.doses, [0.0, 1.0, 2.0, 2.0])
+    # A dose that dosing leaves alone stays at its time to the last bit, as does a measurement there.
+    tied = couple("tied", {"drug": drug}, {}, time="min")
+    seen = np.array([31.0, 31.0])
+    given_at = given(tied, iv=Doses([31.0], [100.0]))
+    found = simulate(tied, tied.params(), given_at, seen, after=np.array([False, True]))
+    np.testing.assert_allclose(found.output.concentration, [0.0, 5.0], atol=1e-12)
+
+
+def test_noise_of_the_drift_is_restated_by_the_root_of_the_unit_of_time():
+    spread = lambda t, x, u, p: Mass(p.kout * p.baseline)  # noqa: E731
+    noisy = couple("noisy", {"part": replace(effect, diffusion=spread)}, {}, time="h")
+    p = noisy.params()
+    spread = noisy.diffusion(jnp.asarray(1.0), noisy.init(p), noisy.inputs(), p).part.mass
+    np.testing.assert_allclose(spread, 5.0 / np.sqrt(24))
+
+
+def test_settings_of_the_solver_are_converted_with_the_unit_of_time():
+    slow = replace(effect, solver=replace(TIGHT, longest=2.0, dt=0.5))
+    made = couple("hours", {"effect": slow}, {}, time="h").solver
+    assert made.longest == 48.0 and made.dt == 12.0
+
+
+class Counted(eqx.Module):
+    mass: Scalar = var("kg")
+    doses: Scalar = var("1")
+
+
+class Pair(eqx.Module):
+    shown: Scalar = var("1")
+    mass: Scalar = var("kg")
+
+
+class OfMass(eqx.Module):
+    mass: Input = var("kg", neutral=10.0)
+
+
+class Exposure(eqx.Module):
+    exposure: Scalar = var("g/mL")
+
+
+class Sds(eqx.Module):
+    sd: Scalar = param(0.1, "1")
+
+
+weighing = replace(
+    through, inputs=OfMass, observe=lambda t, x, u, p: Exposure(1e-7 * u.mass), name="weighing"
+)
+
+
+def counting(t, x, u, given, p):
+    return Counted(x.mass, x.doses + jnp.where(given.feeding > 0, 1.0, 0.0))
+
+
+counted = replace(
+    effect,
+    name="counted",
+    init=lambda p: Counted(p.baseline, 0.0),
+    drift=lambda t, x, u, p: Counted(shrink(t, x, u, p).mass, 0.0),
+    observe=lambda t, x, u, p: Mass(x.mass),
+    dosing=lambda u, p: EffectInputs(u.exposure, delay(u.feeding, 1.0 / 12.0)),
+    event=counting,
+)
 
 
 def test_a_part_alone_is_a_composite_of_one():
