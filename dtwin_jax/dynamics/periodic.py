@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from dtwin_jax.core.quantity import replace_fields
+from dtwin_jax.core.quantity import assign, values
 from dtwin_jax.dynamics.simulate import solve
 from dtwin_jax.dynamics.vector import packing
 
@@ -165,7 +165,7 @@ class _OnePeriod:
         # Just before an event at the end, which belongs to the next period.
         end = solve(self.model, Start(p, start), inputs, (t0 + period)[None], jnp.zeros(1, bool), t0=t0)
         reached = self.unpack(end.states[0])
-        return self.pack(replace_fields(reached, {name: getattr(start, name) for name in self.turns}))
+        return self.pack(assign(reached, {name: values(start)[name] for name in self.turns}))
 
 
 def _fixed_point(over: _OnePeriod, search: Search) -> Any:

@@ -210,12 +210,22 @@ def unbounded_sd(prior: Prior) -> float:
         return float(spread[prior.family]())
     if not {"low", "high"} & set(args):
         return args["sd"]
-    whole = NormalDist(args["mean"], args["sd"])
-    below, above = (whole.cdf(args[k]) if k in args else d for k, d in (("low", 0.0), ("high", 1.0)))
-    # Quantiles in the middle of even shares of the probability.
+    return float(np.std(_unbounded(prior, _cut_normal(args))))
+
+
+def _cut_normal(args: dict[str, float]) -> np.ndarray:
+    """Quantiles of a cut normal in the middle of even shares of its probability."""
+    low, high = (
+        (args.get(k, d) - args["mean"]) / args["sd"] for k, d in (("low", -np.inf), ("high", np.inf))
+    )
     shares = (np.arange(4000) + 0.5) / 4000
-    cut = np.asarray([whole.inv_cdf(below + (above - below) * float(share)) for share in shares])
-    return float(np.std(_unbounded(prior, cut)))
+    # In the upper tail probabilities are all but 1, and no longer told apart: it is looked at from below.
+    mirrored = low > 0
+    low, high = (-high, -low) if mirrored else (low, high)
+    below, above = (math.erfc(-end / math.sqrt(2.0)) / 2.0 for end in (low, high))
+    inside = np.clip(below + (above - below) * shares, 1e-300, 1.0 - 1e-16)
+    scores = np.clip([NormalDist().inv_cdf(float(share)) for share in inside], low, high)
+    return args["mean"] + args["sd"] * (-scores[::-1] if mirrored else scores)
 
 
 def _trigamma(x: float) -> float:

@@ -18,7 +18,7 @@ from dtwin_jax.core.quantity import assign, values
 from dtwin_jax.core.record import Record, Series
 from dtwin_jax.core.signal import Doses
 from dtwin_jax.dynamics.model import Model, expect
-from dtwin_jax.inference.density import estimated, standard_promotion
+from dtwin_jax.inference.density import estimated, standard_promotion, with_known
 from dtwin_jax.inference.fit import Target
 from dtwin_jax.io.names import amount_unit
 from dtwin_jax.report.described import Described, describe
@@ -198,9 +198,17 @@ def _courses(
         found.append(plot.Course(name, schema.outputs[name].unit, *course))
     moved = {}
     for i, name in enumerate(names):
-        changes = (np.abs(y[i + 1] - y[0]) / (np.max(np.abs(y[0])) + 1e-300) for y in _arrays(expected))
-        moved[name] = any(float(np.max(change, initial=0.0)) > 1e-10 for change in changes)
+        moved[name] = any(_differ(y[0], y[i + 1]) for y in _arrays(expected))
     return tuple(found), moved
+
+
+def _differ(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether a course is another: where both are numbers, or in where they are."""
+    both = np.isfinite(one) & np.isfinite(other)
+    if not np.array_equal(np.isfinite(one), np.isfinite(other)):
+        return True
+    reach = np.max(np.abs(one[both]), initial=0.0) + 1e-300
+    return bool(np.max(np.abs(other[both] - one[both]), initial=0.0) > 1e-10 * reach)
 
 
 def _arrays(expected: dict[str, Any]) -> list[np.ndarray]:
@@ -211,8 +219,9 @@ def _arrays(expected: dict[str, Any]) -> list[np.ndarray]:
 def _expected(model: Model, names: tuple[str, ...], rows: dict[str, Any], record: Record) -> Any:
     """Outputs under each row of parameter values."""
     if not names:
-        return jax.tree.map(lambda y: y[None], expect(model, model.params(), record))
-    return jax.vmap(lambda row: expect(model, assign(model.params(), row), record))(rows)
+        return jax.tree.map(lambda y: y[None], expect(model, with_known(model.params(), record), record))
+    known = with_known(model.params(), record)
+    return jax.vmap(lambda row: expect(model, assign(known, row), record))(rows)
 
 
 @standard_promotion
@@ -305,7 +314,9 @@ def _given(model: Model, study: Record, units: dict[str, str]) -> tuple[str, ...
         if isinstance(signal, Doses):
             doses = [
                 f"{significant(float(amount))} {units[name]} at {significant(float(when))} {model.time}"
-                for when, amount in zip(signal.time, signal.amount, strict=True)
+                + f" over {significant(float(long))} {model.time}" * (long > 0)
+                for when, amount, long in zip(signal.time, signal.amount, signal.duration, strict=True)
+                if amount != 0
             ]
             more = f" and {len(doses) - _LISTED} more" if len(doses) > _LISTED else ""
             said.append(f"{name} {', '.join(doses[:_LISTED])}{more}")

@@ -54,10 +54,13 @@ def _on(scale: str, name: str) -> str:
 
 
 def scale_of(prior: Prior) -> str:
-    """The unbounded scale of a parameter: "log", "own" or "logit"; "log" also of the distance to a limit."""
-    limits = {"low", "high"} & set(dict(prior.args))
-    if prior.family in ("lognormal", "halfnormal", "gamma") or len(limits) == 1:
+    """The unbounded scale of a parameter: "log", "log distance to a limit of", "own" or "logit"."""
+    args = dict(prior.args)
+    limits = {"low", "high"} & set(args)
+    if prior.family in ("lognormal", "halfnormal", "gamma") or (limits == {"low"} and args["low"] == 0.0):
         return "log"
+    if len(limits) == 1:
+        return "log distance to a limit of"
     return "own" if prior.family == "normal" and not limits else "logit"
 
 

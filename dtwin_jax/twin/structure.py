@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dtwin_jax.core.prior import Prior
-from dtwin_jax.core.quantity import assign, check_names, quantities, replace_fields, values
+from dtwin_jax.core.quantity import assign, check_names, quantities, values
 from dtwin_jax.dynamics.dosing import has_samples
 from dtwin_jax.dynamics.model import Model
 from dtwin_jax.dynamics.simulate import simulate
@@ -143,9 +143,10 @@ def structural_rank(
     p = model.params() if p is None else p
     inputs = model.inputs() if inputs is None else inputs
     start = model.init(p)
-    channels = tuple(channels or model.schema().outputs)
+    channels = tuple(model.schema().outputs if channels is None else channels)
     declared = quantities(p)
-    asked = tuple(names or (name for name, quantity in declared.items() if quantity.prior is not None))
+    usual = (name for name, quantity in declared.items() if quantity.prior is not None)
+    asked = tuple(usual if names is None else names)
     _check(model, p, start, asked, states, channels)
     scales = tuple(_scale(declared[name].prior, values(p)[name]) for name in asked)
     scales += tuple(_scale(None, values(start)[name]) for name in states)
@@ -209,7 +210,7 @@ class _Start:
     init: Any
 
     def __call__(self, q: _Started) -> Any:
-        return replace_fields(self.init(q.p), q.first)
+        return assign(self.init(q.p), q.first)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import numpy as np
 from dtwin_jax.core.quantity import assign, check_names, quantities, values
 from dtwin_jax.core.record import Cohort, Record
 from dtwin_jax.dynamics.model import expect
+from dtwin_jax.inference.density import with_known
 
 # A search in which fewer than this share of ten batches is plausible is given up.
 LEAST = 0.01
@@ -189,7 +190,8 @@ def virtual_population(
     Args:
         model: the `Model`.
         n: patients wanted.
-        record: what is given to all of them, and the times at which their outputs are looked at.
+        record: what is given to all of them, what is known of all, and the times at which their outputs are
+            looked at.
         key: random key.
         like: joint distribution of parameters (and covariates that are parameters), from `fit_joint` of real
             or published patients. Parameters that it lacks come from their priors, or keep their defaults.
@@ -201,12 +203,14 @@ def virtual_population(
         ValueError: a name is no output or parameter of the model, or hardly any patient is plausible: the
             message says which condition refused how many.
     """
+    if n < 1:
+        raise ValueError(f"virtual_population needs n of at least 1, found {n}")
     ranges = _ranges(model, record, plausible)
     kept: list[Any] = []
     refused, drawn, found = dict.fromkeys(("solver", *ranges, "accept"), 0), 0, 0
     while found < n:
         key, now = jax.random.split(key)
-        p = _draw(model, batch, like, now)
+        p = with_known(_draw(model, batch, like, now), _for_all(record, batch))
         judged = _judge(model, tuple(ranges.items()), accept, p, record)
         verdicts = {name: np.asarray(each) for name, each in judged.items()}
         good = np.all(list(verdicts.values()), axis=0)
@@ -221,6 +225,12 @@ def virtual_population(
             )
     whole = jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)[:n]), *kept)
     return VirtualPopulation(whole, drawn, found / drawn, {k: v for k, v in refused.items() if v})
+
+
+def _for_all(record: Record, count: int) -> Record:
+    """What is known, for each of so many patients."""
+    known = {name: jnp.full(count, value, float) for name, value in record.known.items()}
+    return Record(record.inputs, record.observations, known, record.t0)
 
 
 def _ranges(
@@ -240,7 +250,7 @@ def _judge(model: Any, ranges: tuple, accept: Any, patients: Any, record: Record
     """Condition -> whether each patient meets it."""
 
     def verdicts(p: Any) -> dict[str, Any]:
-        y = expect(model, p, record)
+        y = expect(model, with_known(p, record), record)
         seen = {name: getattr(y, name) for name in record.observations}
         found = {"solver": jnp.all(jnp.stack([jnp.all(jnp.isfinite(v)) for v in seen.values()]))}
         for name, (low, high) in ranges:

@@ -125,3 +125,12 @@ def test_the_diabetes_cohort_reproduces_the_distribution_of_its_thirty_patients(
     theirs = peaks(jax.tree.map(lambda *leaves: jnp.stack(leaves), *own))
     assert stats.ks_2samp(np.asarray(theirs), np.asarray(peaks(found.params))).pvalue > 0.05
     assert found.cohort(AFTER_MEAL).ids[:2] == ("virtual 1", "virtual 2")
+
+
+def test_what_is_known_of_all_is_not_drawn():
+    seen = drug_record()
+    known = Record(seen.inputs, seen.observations, {"V": 30.0})
+    found = virtual_population(one_compartment, 20, known, key=KEY)
+    assert np.all(np.asarray(found.params.V) == 30.0) and np.ptp(np.asarray(found.params.CL)) > 0
+    with pytest.raises(ValueError, match="n of at least 1"):
+        virtual_population(one_compartment, 0, seen, key=KEY)
