@@ -1,5 +1,6 @@
 """Settings that every test runs under, made before JAX and Equinox are imported."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -45,13 +46,31 @@ def shared():
     return find
 
 
+def subject(nodeid):
+    """What a test shares compiled functions with: its file, in the battery its model."""
+    path, _, test = nodeid.partition("::")
+    return f"{path} {test.partition('[')[2]}" if path.endswith("test_battery.py") else path
+
+
 def pytest_xdist_make_scheduler(config, log):
-    """One worker runs all tests of a file (of a model, in the battery): they share what is compiled."""
+    """One worker runs all tests of a subject."""
     from xdist.scheduler import LoadScopeScheduling
 
     class BySubject(LoadScopeScheduling):
         def _split_scope(self, nodeid):
-            path, _, test = nodeid.partition("::")
-            return f"{path} {test.partition('[')[2]}" if path.endswith("test_battery.py") else path
+            return subject(nodeid)
 
     return BySubject(config, log)
+
+
+def pytest_runtest_teardown(item, nextitem):
+    """Forget compiled programs between subjects, before they fill what one process may map.
+
+    Every program maps memory of its own; Linux allows 65530 mappings, and XLA's compiler ends the process
+    when it gets no more.
+    """
+    maps = Path("/proc/self/maps")
+    done = nextitem is None or subject(item.nodeid) != subject(nextitem.nodeid)
+    if done and maps.exists() and maps.read_bytes().count(b"\n") > 15_000:
+        jax.clear_caches()
+        gc.collect()
