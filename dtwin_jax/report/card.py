@@ -314,7 +314,7 @@ def _given(model: Model, study: Record, units: dict[str, str]) -> tuple[str, ...
         if isinstance(signal, Doses):
             doses = [
                 f"{significant(float(amount))} {units[name]} at {significant(float(when))} {model.time}"
-                + f" over {significant(float(long))} {model.time}" * (long > 0)
+                + f" over {significant(float(long))} {model.time}" * bool(long > 0)
                 for when, amount, long in zip(signal.time, signal.amount, signal.duration, strict=True)
                 if amount != 0
             ]
