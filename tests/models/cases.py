@@ -24,6 +24,8 @@ class Case:
         slack: how many times further than usual derivatives may be from the finite differences: an
             explicit method steps over kinks of the right-hand side (a valve opens, a beat begins) with an
             error that its control sees in the state, not in the derivative.
+        slow: True where derivatives of a solve take minutes to compile: the battery compares them only with
+            DTWIN_SLOW set in the environment.
     """
 
     span: float | None = None
@@ -35,6 +37,7 @@ class Case:
     rtol: float = 1e-10
     step: float = 3e-4
     slack: float = 1.0
+    slow: bool = False
 
 
 CASES: dict[str, Case] = {
@@ -98,9 +101,11 @@ CASES: dict[str, Case] = {
         span=5.0, levels={"stimulus": (-0.4, -0.3, 0.0)}, rest=None, rtol=1e-11, step=1e-4
     ),
     "beeler_reuter": Case(
-        span=60.0, levels={"stimulus": (0.1, 0.2, 0.0)}, rest=None, recovered=("g_s", "g_K1")
+        slow=True, span=60.0, levels={"stimulus": (0.1, 0.2, 0.0)}, rest=None, recovered=("g_s", "g_K1")
     ),
-    "luo_rudy": Case(span=60.0, levels={"stimulus": (-2.0, -6.0, 0.0)}, rest=None, recovered=("g_si", "g_K")),
+    "luo_rudy": Case(
+        slow=True, span=60.0, levels={"stimulus": (-2.0, -6.0, 0.0)}, rest=None, recovered=("g_si", "g_K")
+    ),
     "subcutaneous_insulin": Case(span=360.0, amount={"insulin": 1e4}),
     "ovarian_tumour": Case(span=200.0, levels={"concentration": (5.0, 1.0, 0.0)}, rest=None),
     "ovarian_cancer": Case(
@@ -144,6 +149,7 @@ CASES: dict[str, Case] = {
     "raas_full": Case(levels={"drug": (0.0, 4e-4, 1e-4)}, rtol=1e-8, slack=50.0),
     "haemodynamics": Case(levels={"propofol": (0.5, 3.0, 1.0), "remifentanil": (0.5, 2.0, 1.0)}),
     "ten_tusscher_epi": Case(
+        slow=True,
         span=60.0,
         levels={"stimulus": (-2.0, -6.0, 0.0)},
         rest=None,
@@ -152,6 +158,7 @@ CASES: dict[str, Case] = {
         slack=50.0,
     ),
     "ten_tusscher_endo": Case(
+        slow=True,
         span=60.0,
         levels={"stimulus": (-2.0, -6.0, 0.0)},
         rest=None,
@@ -161,6 +168,7 @@ CASES: dict[str, Case] = {
     ),
     # So little current that the cell does not beat.
     "ohara_rudy": Case(
+        slow=True,
         span=20.0,
         levels={"stimulus": (-0.5, -1.0, 0.0), "drug": (0.0, 2.0, 1.0)},
         rest=None,
@@ -168,6 +176,7 @@ CASES: dict[str, Case] = {
         rtol=1e-8,
     ),
     "reflex_circulation": Case(
+        slow=True,
         span=1.0,
         levels={"infusion": (0.0, -20.0, 10.0)},
         rest=None,

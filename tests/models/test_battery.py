@@ -4,6 +4,7 @@ A new model is covered by being in the catalogue. What is particular to it stand
 """
 
 import functools
+import os
 from dataclasses import replace
 
 import diffrax
@@ -153,6 +154,11 @@ def directions(name):
     return np.concatenate([units, rng.choice([-1.0, 1.0], (DIRECTIONS, len(names)))])
 
 
+def only_if_asked(name):
+    if case(name).slow and not os.environ.get("DTWIN_SLOW"):
+        pytest.skip(f"derivatives of {name} take minutes to compile: set DTWIN_SLOW=1 to compare them")
+
+
 def recovered(name):
     chosen = case(name).recovered
     if chosen is not None:
@@ -232,6 +238,7 @@ def _total(model, p, record):
 @every_model
 def test_gradients_are_finite_and_equal_finite_differences(name):
     """Forward and reverse against central differences, in directions that move every parameter."""
+    only_if_asked(name)
     model, p, patient = tight(name), parameters(name), record(name, **BARE)
     names = list(values(p))
     along = directions(name)
@@ -290,6 +297,7 @@ def test_a_body_at_rest_stays_at_rest(name):
 @every_ode
 def test_noise_free_data_give_the_parameters_back(name):
     """Gauss-Newton from a start 10 % off, over the parameters that the record determines."""
+    only_if_asked(name)
     model, patient, estimated = tight(name), record(name, **BARE), recovered(name)
     if not estimated:
         pytest.skip(f"nothing of {name} is estimated")
