@@ -155,7 +155,7 @@ CASES: dict[str, Case] = {
         rest=None,
         recovered=("g_K1", "g_CaL"),
         rtol=1e-8,
-        slack=50.0,
+        slack=1000.0,
     ),
     "ten_tusscher_endo": Case(
         slow=True,
@@ -164,7 +164,7 @@ CASES: dict[str, Case] = {
         rest=None,
         recovered=("g_K1", "g_CaL"),
         rtol=1e-8,
-        slack=50.0,
+        slack=1000.0,
     ),
     # So little current that the cell does not beat.
     "ohara_rudy": Case(
