@@ -151,7 +151,7 @@ CASES: dict[str, Case] = {
     "ten_tusscher_epi": Case(
         slow=True,
         span=60.0,
-        levels={"stimulus": (-2.0, -6.0, 0.0)},
+        levels={"stimulus": (-0.2, -0.5, 0.0)},
         rest=None,
         recovered=("g_K1", "g_CaL"),
         rtol=1e-8,
@@ -160,7 +160,7 @@ CASES: dict[str, Case] = {
     "ten_tusscher_endo": Case(
         slow=True,
         span=60.0,
-        levels={"stimulus": (-2.0, -6.0, 0.0)},
+        levels={"stimulus": (-0.2, -0.5, 0.0)},
         rest=None,
         recovered=("g_K1", "g_CaL"),
         rtol=1e-8,
