@@ -131,6 +131,6 @@ propofol_remifentanil_bis = Model(
     source="Bouillon et al. 2004, Anesthesiology 100:1353; Schnider et al. 1998; Minto et al. 1997",
     valid="Healthy adults; no delay of the monitor.",
     stiffness="Half a minute to hours; solved exactly.",
-    checked="The surface, 1e-5, and concentrations, 1e-8 relative, against python-anesthesia-simulator 1.0.0.",
+    checked="The surface, 1e-5, and concentrations, 1e-8, against python-anesthesia-simulator 1.0.0.",
     example=example,
 )
