@@ -24,7 +24,7 @@ from dtwin_jax.core.record import Record, Series
 from dtwin_jax.core.signal import Doses, Input
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.couple import couple
-from dtwin_jax.dynamics.model import Model
+from dtwin_jax.dynamics.relation import Nothing, relation
 from dtwin_jax.dynamics.residual import additive
 from dtwin_jax.models.body_weight import Params as HallParams
 from dtwin_jax.models.body_weight import body_weight
@@ -57,10 +57,6 @@ class UrineInputs(eqx.Module):
     diet: Input = var("kcal/d", neutral=0.0, doc="change of intake")
 
 
-class Nothing(eqx.Module):
-    """No state: the kidney follows glucose at once."""
-
-
 class Balance(eqx.Module):
     """What the body is left with."""
 
@@ -73,28 +69,16 @@ def urine_lost(u: UrineInputs, p: UrineParams) -> Scalar:
     return p.R * above * p.VG * p.BW
 
 
-def urine_init(p: UrineParams) -> Nothing:
-    """No state."""
-    return Nothing()
-
-
-def urine_drift(t: Scalar, x: Nothing, u: UrineInputs, p: UrineParams) -> Nothing:
-    """No state."""
-    return Nothing()
-
-
 def urine_observe(t: Scalar, x: Nothing, u: UrineInputs, p: UrineParams) -> Balance:
     """Energy eaten more than usual, less what is lost."""
     return Balance(energy=u.diet - _MINUTES * p.density * urine_lost(u, p))
 
 
 _MINUTES = 1440.0  # in a day
-urine = Model(
+urine = relation(
     "urine",
     UrineParams,
     UrineInputs,
-    urine_init,
-    urine_drift,
     urine_observe,
     additive,
     time="min",

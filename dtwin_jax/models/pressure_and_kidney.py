@@ -24,7 +24,7 @@ from dtwin_jax.core.record import Record, Series
 from dtwin_jax.core.signal import Input, Steps
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.couple import couple
-from dtwin_jax.dynamics.model import Model
+from dtwin_jax.dynamics.relation import Nothing, relation
 from dtwin_jax.dynamics.residual import additive
 from dtwin_jax.dynamics.solver import Solver
 from dtwin_jax.models.egfr import egfr
@@ -70,25 +70,11 @@ class StrainInputs(eqx.Module):
     egfr: Input = var(_EGFR, neutral=56.0, doc="kidney function")
 
 
-class Nothing(eqx.Module):
-    """No state."""
-
-
 class StrainOutputs(eqx.Module):
     """What each does to the other."""
 
     slope: Scalar = var(_EGFR + "/a", doc="slope of eGFR under this pressure")
     untreated: Scalar = var("mm[Hg]", doc="systolic pressure without drug")
-
-
-def strain_init(p: StrainParams) -> Nothing:
-    """No state."""
-    return Nothing()
-
-
-def strain_drift(t: Scalar, x: Nothing, u: StrainInputs, p: StrainParams) -> Nothing:
-    """No state."""
-    return Nothing()
 
 
 def strain_observe(t: Scalar, x: Nothing, u: StrainInputs, p: StrainParams) -> StrainOutputs:
@@ -99,12 +85,10 @@ def strain_observe(t: Scalar, x: Nothing, u: StrainInputs, p: StrainParams) -> S
     )
 
 
-strain = Model(
+strain = relation(
     "strain",
     StrainParams,
     StrainInputs,
-    strain_init,
-    strain_drift,
     strain_observe,
     additive,
     time="a",
@@ -133,8 +117,8 @@ pressure_and_kidney = replace(
         solver=Solver(diffrax.Kvaerno5, 1e-7, (1e-8, 1e-8, 1e-8, 1e-6, 1e-8)),
         source="losartan model, Pharmaceutics 2026, 18:262; Jardine et al. 2020; de Goeij et al. 2011",
     ),
-    valid="Chronic kidney disease of adults on losartan, years; the effect of pressure is taken from people with"
-    " an eGFR near 13.",
+    valid="Chronic kidney disease of adults on losartan, years; the effect of pressure is taken from people"
+    " with an eGFR near 13.",
     checked="Its slow closed form, hormones settled, without the acute dip: 1e-5.",
     example=example,
 )

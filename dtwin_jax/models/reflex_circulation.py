@@ -24,7 +24,7 @@ from dtwin_jax.core.record import Record, Series
 from dtwin_jax.core.signal import Input, Steps
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.couple import couple
-from dtwin_jax.dynamics.model import Model
+from dtwin_jax.dynamics.relation import Nothing, relation
 from dtwin_jax.dynamics.residual import proportional
 from dtwin_jax.models.baroreflex import baroreflex_chain
 from dtwin_jax.models.four_chambers import four_chambers
@@ -48,10 +48,6 @@ class VesselInputs(eqx.Module):
     Vu_ev: Input = var("mL", neutral=1101.2, doc="unstressed volume, other veins")
 
 
-class Nothing(eqx.Module):
-    """No state."""
-
-
 class VesselOutputs(eqx.Module):
     """What the circulation is told."""
 
@@ -59,27 +55,15 @@ class VesselOutputs(eqx.Module):
     unstressed: Scalar = var("mL", doc="of the systemic veins, beside that at the set point")
 
 
-def vessels_init(p: VesselParams) -> Nothing:
-    """No state."""
-    return Nothing()
-
-
-def vessels_drift(t: Scalar, x: Nothing, u: VesselInputs, p: VesselParams) -> Nothing:
-    """No state."""
-    return Nothing()
-
-
 def vessels_observe(t: Scalar, x: Nothing, u: VesselInputs, p: VesselParams) -> VesselOutputs:
     """Two beds side by side, and the veins of both."""
     return VesselOutputs(resistance=1 / (1 / u.Rsp + 1 / u.Rep), unstressed=u.Vu_sv + u.Vu_ev - p.Vu_rest)
 
 
-vessels = Model(
+vessels = relation(
     "vessels",
     VesselParams,
     VesselInputs,
-    vessels_init,
-    vessels_drift,
     vessels_observe,
     proportional,
     time="s",

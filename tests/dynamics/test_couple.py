@@ -298,9 +298,7 @@ def test_a_driven_parameter_is_refused_where_no_wire_has_a_value():
             couple("wrong", pair, {f"effect.{field}": "other.mass"})
     with pytest.raises(ValueError, match=r"drug\.lag is driven by a wire, but the dosing of drug uses it"):
         couple("wrong", {"drug": drug, "late": through_hours}, {"drug.lag": "late.shown"})
-    with pytest.raises(
-        ValueError, match=r"drug\.oral is driven by a wire, but the dosing of drug works"
-    ):
+    with pytest.raises(ValueError, match=r"drug\.oral is driven by a wire, but the dosing of drug works"):
         couple("wrong", {"drug": drug, "pump": pump}, {"drug.oral": "pump.flow"})
 
 
