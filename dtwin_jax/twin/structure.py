@@ -28,6 +28,7 @@ from dtwin_jax.core.prior import Prior
 from dtwin_jax.core.quantity import assign, check_names, quantities, values
 from dtwin_jax.dynamics.dosing import has_samples
 from dtwin_jax.dynamics.model import Model
+from dtwin_jax.dynamics.periodic import Start, started
 from dtwin_jax.dynamics.simulate import simulate
 from dtwin_jax.inference.density import standard_promotion
 from dtwin_jax.inference.diagnostics import unbounded_sd
@@ -186,33 +187,6 @@ def _scale(prior: Prior | None, value: Any) -> str:
     return "log" if float(value) > 0 else "own"
 
 
-class _Started(eqx.Module):
-    """Parameters, and initial values of states that are unknown too."""
-
-    p: Any
-    first: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class _Inner:
-    """A model's function of these parameters alone."""
-
-    function: Any
-
-    def __call__(self, *args: Any) -> Any:
-        return self.function(*args[:-1], args[-1].p)
-
-
-@dataclass(frozen=True)
-class _Start:
-    """A model's start with values in place of some of its own."""
-
-    init: Any
-
-    def __call__(self, q: _Started) -> Any:
-        return assign(self.init(q.p), q.first)
-
-
 @dataclass(frozen=True)
 class _Free:
     """What is not known of a model: parameters, then initial states; scales are of both."""
@@ -239,11 +213,7 @@ class _Free:
             max_steps=100_000,
             dt=None,
         )
-        parts = {
-            name: None if getattr(old, name) is None else _Inner(getattr(old, name))
-            for name in ("drift", "observe", "noise", "dosing", "flow", "event")
-        }
-        return replace(old, init=_Start(old.init), solver=solver, **parts)
+        return replace(started(old), solver=solver)
 
     def unbounded(self, p: Any, start: Any) -> tuple[Any, Any]:
         """(name,) values on the unbounded scales, and how far random points are from them."""
@@ -258,17 +228,15 @@ class _Free:
                 spread.append(_SPREAD * (jnp.abs(value) if prior is None else unbounded_sd(prior)))
         return jnp.stack([jnp.asarray(each, float) for each in u]), jnp.asarray(spread)
 
-    def parameters(self, p: Any, u: Any) -> _Started:
+    def parameters(self, p: Any, u: Any) -> Start:
         priors = (*self.priors, *([None] * len(self.states)))
         bounded = [
             _bijector(prior, scale)(u[i])
             for i, (prior, scale) in enumerate(zip(priors, self.scales, strict=True))
         ]
         count = len(self.asked)
-        return _Started(
-            assign(p, dict(zip(self.asked, bounded[:count], strict=True))),
-            dict(zip(self.states, bounded[count:], strict=True)),
-        )
+        p = assign(p, dict(zip(self.asked, bounded[:count], strict=True)))
+        return Start(p, assign(self.model.init(p), dict(zip(self.states, bounded[count:], strict=True))))
 
 
 def _bijector(prior: Prior | None, scale: str) -> Any:
