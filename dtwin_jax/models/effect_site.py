@@ -9,6 +9,10 @@ and the body sizes that the published parameter sets are scaled by. Their formul
 and years: the unit parameters of `Body` make them hold in any unit.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
 import equinox as eqx
 import jax.numpy as jnp
 
@@ -59,6 +63,30 @@ def rates(x: Site, infusion: Scalar, k: Kinetics) -> Site:
         A3=to_slow,
         Ce=k.ke0 * (c1 - x.Ce),
     )
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Rates of change, per minute, of a drug's own `state`, with the kinetics of a parameter set."""
+
+    kinetics: Callable[[Any, Any], Kinetics]
+    state: Callable[..., Any]
+
+    def __call__(self, t: Scalar, x: Any, u: Any, p: Any) -> Any:
+        """The rates."""
+        return self.state(**vars(rates(x, u.infusion, self.kinetics(p, p))))
+
+
+@dataclass(frozen=True)
+class Observe:
+    """A drug's own `outputs`: concentrations in plasma or blood, and at the effect site."""
+
+    kinetics: Callable[[Any, Any], Kinetics]
+    outputs: Callable[..., Any]
+
+    def __call__(self, t: Scalar, x: Any, u: Any, p: Any) -> Any:
+        """The concentrations: mg/L is ug/mL, ug/L is ng/mL."""
+        return self.outputs(concentration=x.A1 / self.kinetics(p, p).V1, effect=x.Ce)
 
 
 def lean_body_mass(body: Body) -> Scalar:

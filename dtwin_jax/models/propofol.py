@@ -13,8 +13,7 @@ All is linear with constant coefficients, so the flow is exact. No switches. Ele
 are the priors of his set. Fitted in practice: V1 and CL, from samples of plasma; ke0 only from an effect.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import equinox as eqx
@@ -31,10 +30,11 @@ from dtwin_jax.dynamics.model import Model
 from dtwin_jax.dynamics.residual import combined
 from dtwin_jax.models.effect_site import (
     Body,
+    Drift,
     Kinetics,
+    Observe,
     Site,
     lean_body_mass,
-    rates,
     relative_fat_free_mass,
     saturation,
 )
@@ -217,28 +217,6 @@ def init(p: Any) -> State:
     return State(A1=0.0, A2=0.0, A3=0.0, Ce=0.0)
 
 
-@dataclass(frozen=True)
-class Drift:
-    """Rates of change, per minute, with the kinetics of a parameter set."""
-
-    kinetics: Callable[[Any, Any], Kinetics]
-
-    def __call__(self, t: Scalar, x: State, u: Inputs, p: Any) -> State:
-        """The rates."""
-        return State(**vars(rates(x, u.infusion, self.kinetics(p, p))))
-
-
-@dataclass(frozen=True)
-class Observe:
-    """Concentrations in plasma and at the effect site (mg/L is ug/mL)."""
-
-    kinetics: Callable[[Any, Any], Kinetics]
-
-    def __call__(self, t: Scalar, x: State, u: Inputs, p: Any) -> Outputs:
-        """The concentrations."""
-        return Outputs(concentration=x.A1 / self.kinetics(p, p).V1, effect=x.Ce)
-
-
 def example() -> Record:
     """2 mg/kg at once and, an hour later, 100 ug/kg/min for an hour; blood for ten hours.
 
@@ -255,10 +233,10 @@ propofol_schnider = Model(
     params=SchniderParams,
     inputs=Inputs,
     init=init,
-    drift=Drift(schnider),
-    observe=Observe(schnider),
+    drift=Drift(schnider, State),
+    observe=Observe(schnider, Outputs),
     noise=combined,
-    flow=LinearFlow(Drift(schnider)),
+    flow=LinearFlow(Drift(schnider, State)),
     time="min",
     source="Schnider et al. 1998, Anesthesiology 88:1170",
     valid="Volunteers of 18 to 81 years, 44 to 123 kg; the James formula fails in the very obese.",
@@ -270,9 +248,9 @@ propofol_marsh = replace(
     propofol_schnider,
     name="propofol_marsh",
     params=MarshParams,
-    drift=Drift(marsh),
-    observe=Observe(marsh),
-    flow=LinearFlow(Drift(marsh)),
+    drift=Drift(marsh, State),
+    observe=Observe(marsh, Outputs),
+    flow=LinearFlow(Drift(marsh, State)),
     source="Marsh et al. 1991, Br J Anaesth 67:41",
     valid="Adults of normal weight.",
 )
@@ -280,9 +258,9 @@ propofol_eleveld = replace(
     propofol_schnider,
     name="propofol_eleveld",
     params=EleveldParams,
-    drift=Drift(eleveld),
-    observe=Observe(eleveld),
-    flow=LinearFlow(Drift(eleveld)),
+    drift=Drift(eleveld, State),
+    observe=Observe(eleveld, Outputs),
+    flow=LinearFlow(Drift(eleveld, State)),
     source="Eleveld et al. 2018, Br J Anaesth 120:942, doi 10.1016/j.bja.2018.01.018",
     valid="From newborns to the very old, normal weight and obese; arterial samples.",
 )

@@ -11,8 +11,7 @@ All is linear with constant coefficients, so the flow is exact. No switches. Fit
 from samples of blood; ke0 only from an effect.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import equinox as eqx
@@ -29,10 +28,11 @@ from dtwin_jax.dynamics.model import Model
 from dtwin_jax.dynamics.residual import combined
 from dtwin_jax.models.effect_site import (
     Body,
+    Drift,
     Kinetics,
+    Observe,
     Site,
     lean_body_mass,
-    rates,
     relative_fat_free_mass,
     saturation,
 )
@@ -175,28 +175,6 @@ def init(p: Any) -> State:
     return State(A1=0.0, A2=0.0, A3=0.0, Ce=0.0)
 
 
-@dataclass(frozen=True)
-class Drift:
-    """Rates of change, per minute, with the kinetics of a parameter set."""
-
-    kinetics: Callable[[Any, Any], Kinetics]
-
-    def __call__(self, t: Scalar, x: State, u: Inputs, p: Any) -> State:
-        """The rates."""
-        return State(**vars(rates(x, u.infusion, self.kinetics(p, p))))
-
-
-@dataclass(frozen=True)
-class Observe:
-    """Concentrations in blood and at the effect site (ug/L is ng/mL)."""
-
-    kinetics: Callable[[Any, Any], Kinetics]
-
-    def __call__(self, t: Scalar, x: State, u: Inputs, p: Any) -> Outputs:
-        """The concentrations."""
-        return Outputs(concentration=x.A1 / self.kinetics(p, p).V1, effect=x.Ce)
-
-
 def example() -> Record:
     """3 ug/kg/min for ten minutes in 70 kg, and blood for three hours; an effect is not measured.
 
@@ -214,10 +192,10 @@ remifentanil_minto = Model(
     params=MintoParams,
     inputs=Inputs,
     init=init,
-    drift=Drift(minto),
-    observe=Observe(minto),
+    drift=Drift(minto, State),
+    observe=Observe(minto, Outputs),
     noise=combined,
-    flow=LinearFlow(Drift(minto)),
+    flow=LinearFlow(Drift(minto, State)),
     time="min",
     source="Minto et al. 1997, Anesthesiology 86:10",
     valid="Adults of 20 to 85 years; the James formula fails in the very obese.",
@@ -229,9 +207,9 @@ remifentanil_eleveld = replace(
     remifentanil_minto,
     name="remifentanil_eleveld",
     params=EleveldParams,
-    drift=Drift(eleveld),
-    observe=Observe(eleveld),
-    flow=LinearFlow(Drift(eleveld)),
+    drift=Drift(eleveld, State),
+    observe=Observe(eleveld, Outputs),
+    flow=LinearFlow(Drift(eleveld, State)),
     source="Eleveld et al. 2017, Anesthesiology 126:1005, doi 10.1097/ALN.0000000000001634",
     valid="Children and adults, normal weight and obese.",
     checked="As remifentanil_minto, with V2 8.882 L, which python-anesthesia-simulator has for 8.82 L",
