@@ -129,8 +129,9 @@ def _dosed_by(model: Any, fed: list[str]) -> list[str]:
 
     def others(given: Mapping[str, Any]) -> dict[str, Any]:
         u = model.inputs()
-        signals = {name: Doses(jnp.ones(1), jnp.ones(1), jnp.ones(1)) for name in quantities(u)}
-        signals |= {name: Doses(jnp.ones(1), value[None], jnp.ones(1)) for name, value in given.items()}
+        signals = _any_doses(u) | {
+            name: Doses(jnp.ones(1), value[None], jnp.ones(1)) for name, value in given.items()
+        }
         dosed = model.dosing(replace_fields(u, signals), model.params())
         changed.update(name for name in fed if getattr(dosed, name) is not signals[name])
         return _numbered([getattr(dosed, name) for name in quantities(u) if name not in fed])
@@ -154,8 +155,11 @@ def _measured(model: Any, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _dosed(model: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     u = model.inputs()
-    signals = {name: Doses(jnp.ones(1), jnp.ones(1), jnp.ones(1)) for name in quantities(u)}
-    return _numbered(model.dosing(replace_fields(u, signals), assign(model.params(), given)))
+    return _numbered(model.dosing(replace_fields(u, _any_doses(u)), assign(model.params(), given)))
+
+
+def _any_doses(u: Any) -> dict[str, Doses]:
+    return {name: Doses(jnp.ones(1), jnp.ones(1), jnp.ones(1)) for name in quantities(u)}
 
 
 @dataclass(frozen=True)

@@ -250,7 +250,7 @@ def _judge(model: Any, ranges: tuple, accept: Any, patients: Any, record: Record
     """Condition -> whether each patient meets it."""
 
     def verdicts(p: Any) -> dict[str, Any]:
-        y = expect(model, with_known(p, record), record)
+        y = expect(model, p, record)
         seen = {name: getattr(y, name) for name in record.observations}
         found = {"solver": jnp.all(jnp.stack([jnp.all(jnp.isfinite(v)) for v in seen.values()]))}
         for name, (low, high) in ranges:
