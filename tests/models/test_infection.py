@@ -12,12 +12,14 @@ from scipy.special import lambertw
 from tabled import case, table
 
 from dtwin_jax.core.signal import Steps
+from dtwin_jax.dynamics.linear import LinearFlow
 from dtwin_jax.dynamics.simulate import simulate
 from dtwin_jax.models import hcv, hiv, influenza, influenza_eclipse, sarscov2, seir
 from dtwin_jax.models.hcv import Inputs as HcvInputs
 from dtwin_jax.models.hcv import Params as HcvParams
 from dtwin_jax.models.hiv import Inputs as HivInputs
 from dtwin_jax.models.hiv import Params as HivParams
+from dtwin_jax.models.hiv import State as HivState
 from dtwin_jax.models.influenza import EclipseParams, reproductive_number
 from dtwin_jax.models.influenza import Params as FluParams
 from dtwin_jax.models.sarscov2 import growth, peak
@@ -48,10 +50,29 @@ def test_hiv_equals_closed_form(shared):
     reference = table(shared("reference/models/viral_hiv_perelson1996_closed_form.csv"))
     p = HivParams(V0=reference["V0"][0], c=reference["c"][0], delta=reference["delta"][0])
     found = simulate(hiv, p, HivInputs(efficacy=1.0), reference["time_d"])
-    np.testing.assert_allclose(found.output.viral_load, reference["V"], rtol=5e-12)
-    np.testing.assert_allclose(
-        found.state.infectious * p.V0, reference["V_infectious"], rtol=1e-11, atol=5e-13 * float(p.V0)
-    )
+    np.testing.assert_allclose(found.output.viral_load, reference["V"], rtol=1e-12)
+    np.testing.assert_allclose(found.state.infectious * p.V0, reference["V_infectious"], rtol=1e-12)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def moved(flow, dt, efficacy, p):
+    """The state after `dt` from one that is not at rest, and its derivatives."""
+
+    def state(dt, efficacy, p):
+        start = HivState(*map(jnp.asarray, (1.0, 0.9, 0.3)))
+        return flow(dt, start, HivInputs(efficacy=efficacy), p)
+
+    return state(dt, efficacy, p), jax.jacfwd(state, argnums=(0, 1, 2))(dt, efficacy, p)
+
+
+@pytest.mark.parametrize("delta", [0.8, 0.8 * (1 + 1e-9), 0.1, 3.0], ids=["equal", "nearly", "slow", "fast"])
+@pytest.mark.parametrize("efficacy", [0.0, 0.95, 1.0])
+def test_hiv_equals_matrix_exponential_at_any_efficacy(delta, efficacy):
+    """The exponential of the drift's own matrix: rates far apart, alike and equal, in derivatives too."""
+    for dt in (0.1, 3.0):
+        at = *map(jnp.asarray, (dt, efficacy)), HivParams(c=0.8, delta=delta)
+        found, wanted = (jax.tree.leaves(moved(flow, *at)) for flow in (hiv.flow, LinearFlow(hiv.drift)))
+        np.testing.assert_allclose(found, wanted, rtol=1e-11, atol=1e-14)
 
 
 def test_hiv_follows_the_published_patient(shared):
