@@ -1,15 +1,15 @@
 """Depth of anaesthesia (bispectral index, BIS) from propofol and remifentanil together.
 
-Sources: Bouillon et al. 2004, Anesthesiology 100:1353; values and spreads as in
-python-anesthesia-simulator 1.0.0 (interaction term 0). Kinetics of Schnider 1998 and Minto 1997: see propofol
-and remifentanil.
+Sources: Bouillon et al. 2004, Anesthesiology 100:1353, doi 10.1097/00000542-200406000-00006; values and
+spreads as in python-anesthesia-simulator 1.0.0 (interaction term 0). Kinetics of Schnider 1998 and Minto
+1997: see propofol and remifentanil.
 
     U = Ce_propofol / C50_propofol + Ce_remifentanil / C50_remifentanil
     BIS = E0 (1 - U^gamma / (1 + U^gamma))
 
 The kinetics are linear, so the flow is exact. No switches. Fitted in practice: C50_propofol and gamma;
-C50_remifentanil only where both drugs vary; C50_propofol and the kinetics trade off without samples of
-plasma.
+C50_remifentanil only where both drugs vary; ke0 of propofol where a bolus makes the index follow late. The
+index does not tell kinetics from C50, so that the kinetics are known here; so is ke0 of remifentanil.
 """
 
 import equinox as eqx
@@ -24,7 +24,7 @@ from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.linear import LinearFlow
 from dtwin_jax.dynamics.model import Model
 from dtwin_jax.dynamics.residual import additive
-from dtwin_jax.models.effect_site import Body, Site, rates
+from dtwin_jax.models.effect_site import Body, Site, estimated, rates
 from dtwin_jax.models.propofol import Schnider, schnider
 from dtwin_jax.models.remifentanil import Minto, minto
 
@@ -48,10 +48,16 @@ class Surface(eqx.Module):
     E0: Scalar = param(97.4, "1", source="Bouillon 2004", doc="index when awake")
 
 
+class Propofol(Schnider):
+    """Schnider's set, of which the index tells ke0."""
+
+    ke0: Scalar = estimated(Schnider, "ke0", "weakly informative, chosen here", log_sd=0.5)
+
+
 class Params(Body, Surface):
     """Patient, kinetics of both drugs, response, and error."""
 
-    propofol: Schnider = eqx.field(default_factory=Schnider)
+    propofol: Propofol = eqx.field(default_factory=Propofol)
     remifentanil: Minto = eqx.field(default_factory=Minto)
     sd: Scalar = param(
         5.0, "1", lognormal(5.0, log_sd=0.5), source="weakly informative, chosen here", doc="additive error"
@@ -128,7 +134,8 @@ propofol_remifentanil_bis = Model(
     noise=additive,
     flow=LinearFlow(drift),
     time="min",
-    source="Bouillon et al. 2004, Anesthesiology 100:1353; Schnider et al. 1998; Minto et al. 1997",
+    source="Bouillon et al. 2004, Anesthesiology 100:1353, doi 10.1097/00000542-200406000-00006; Schnider et"
+    " al. 1998; Minto et al. 1997",
     valid="Healthy adults; no delay of the monitor.",
     stiffness="Half a minute to hours; solved exactly.",
     checked="The surface, 1e-5, and concentrations, 1e-8, against python-anesthesia-simulator 1.0.0.",

@@ -20,7 +20,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-from dtwin_jax.core.prior import normal
+from dtwin_jax.core.prior import lognormal, normal
 from dtwin_jax.core.quantity import param, var
 from dtwin_jax.core.record import Record, Series
 from dtwin_jax.core.signal import Input, Steps
@@ -53,7 +53,9 @@ class Params(eqx.Module):
     x0: Scalar = param(-0.0843259, "1", normal(-0.08, 1.0), source=_START, doc="x at the start")
     xc0: Scalar = param(-1.09607546, "1", normal(-1.1, 1.0), source=_START, doc="xc at the start")
     n0: Scalar = param(0.45584306, "1", source=_START, doc="n at the start")
-    sd: Scalar = param(0.1, "1", source="chosen here", doc="additive error")
+    sd: Scalar = param(
+        0.1, "1", lognormal(0.1, log_sd=0.7), source="weakly informative, chosen here", doc="additive error"
+    )
 
 
 class Inputs(eqx.Module):

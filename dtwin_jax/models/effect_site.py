@@ -16,7 +16,8 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 
-from dtwin_jax.core.quantity import param
+from dtwin_jax.core.prior import lognormal
+from dtwin_jax.core.quantity import param, quantities
 from dtwin_jax.core.types import Scalar
 
 
@@ -42,6 +43,23 @@ class Kinetics(eqx.Module):
     Q2: Scalar
     Q3: Scalar
     ke0: Scalar
+
+
+def estimated(
+    kind: type, name: str, source: str, *, cv: float | None = None, log_sd: float | None = None
+) -> Any:
+    """The parameter `name` of `kind`, which knows it, with a log-normal prior about its value.
+
+    Args:
+        kind: the class that declares it without a prior.
+        name: of the parameter.
+        source: of the prior, added to that of the value.
+        cv: its spread, either as coefficient of variation,
+        log_sd: or as sd of the logarithm.
+    """
+    value, usual = kind.__dataclass_fields__[name].default, quantities(kind)[name]
+    said = f"{usual.source}; prior: {source}"
+    return param(value, usual.unit, lognormal(value, cv, log_sd=log_sd), source=said, doc=usual.doc)
 
 
 class Site(eqx.Module):
@@ -102,7 +120,7 @@ def lean_body_mass(body: Body) -> Scalar:
 def fat_free_mass(body: Body) -> Scalar:
     """Fat-free mass.
 
-    Source: Al-Sallami et al. 2015, Clin Pharmacokinet 54:1183.
+    Source: Al-Sallami et al. 2015, Clin Pharmacokinet 54:1169.
     """
     w, h, age = body.weight / body.kg, body.height / body.cm, body.age / body.year
     bmi = w / (h / 100.0) ** 2

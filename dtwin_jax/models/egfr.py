@@ -4,15 +4,16 @@ treatment.
 Sources: form (an acute, reversible change and a chronic slope) and values of an SGLT2 inhibitor: Jardine et
 al. 2020, J Am Soc Nephrol 31:1128, doi 10.1681/ASN.2019111168, CREDENCE participants with eGFR 30 to 45
 (acute drop 2.03; then -1.72 a year on canagliflozin, -4.33 on placebo). The effect of albuminuria on the
-slope is weakly informative and chosen here, about the trial's entry range of 300 to 5000 mg/g.
+slope is chosen here, about the trial's entry range of 300 to 5000 mg/g.
 
     structural' = slope + protection treatment + albuminuria log2(acr / acr_usual)
     acute'      = (treatment - acute) / onset
     egfr        = structural - dip acute
 
 Solved exactly while inputs are constant. A line may cross 0: kidney failure is an event, not this model's.
-In practice egfr0 and slope are fitted for every patient; dip and protection only where treatment was begun
-or stopped in the record, albuminuria only across patients or where it changed; onset is known.
+In practice egfr0 and slope are fitted for every patient, dip and protection where treatment was begun or
+stopped in the record; onset is known. The effect of albuminuria shows only across patients, or where the ACR
+of one changed much: it is known; give it a prior for such data.
 """
 
 import equinox as eqx
@@ -47,10 +48,15 @@ class Params(eqx.Module):
         0.02, "a", source="within 3 weeks, the first visit; chosen here", doc="time constant of the drop"
     )
     albuminuria: Scalar = param(
-        -0.7, _RATE, normal(-0.7, 0.7), source=_HERE, doc="change of the slope by a doubling of ACR"
+        -0.7, _RATE, source="chosen here", doc="change of the slope by a doubling of ACR"
     )
-    acr_usual: Scalar = param(900.0, "mg/g", source=_HERE, doc="ACR that slope is given for")
-    acr_floor: Scalar = param(1.0, "mg/g", source=_HERE, doc="ACR below which nothing differs")
+    acr_usual: Scalar = param(
+        900.0,
+        "mg/g",
+        source="near the median of CREDENCE, recalled, not checked",
+        doc="ACR that slope is given for",
+    )
+    acr_floor: Scalar = param(1.0, "mg/g", source="chosen here", doc="ACR below which nothing differs")
     sd: Scalar = param(1.0, _EGFR, lognormal(1.0, log_sd=0.7), source=_HERE, doc="additive error")
     cv: Scalar = param(0.08, "1", lognormal(0.08, log_sd=0.5), source=_HERE, doc="proportional error")
 

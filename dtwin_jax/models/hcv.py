@@ -11,8 +11,9 @@ viral1 model (inst/models/viral1.cpp), rewritten as below.
 All three are relative to the untreated infected steady state, where they are 1, so that the production of
 virus, the supply of cells and the constant of infection (p, s, beta of the paper), which a viral load does
 not determine, leave one number, the reproductive number R0 = beta p s / (c delta d). Infected cells and
-virus are solved as logarithms: they fall over decades and stay positive. V0, c, delta and epsilon's drug
-effect show in the two phases of decline; R0 and d show only in a rebound.
+virus are solved as logarithms: they fall over decades and stay positive. V0, c and delta show in the two
+phases of decline, and are estimated. R0 and d show only in a rebound, and are known; give R0 a prior where
+loads were measured after treatment. The drug's effect is an input.
 """
 
 import equinox as eqx
@@ -27,7 +28,8 @@ from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.model import Model
 from dtwin_jax.dynamics.residual import log_normal
 
-_MRGSOLVE = "mrgsolve viral1; spread chosen here"
+_VALUE = "mrgsolve viral1"
+_MRGSOLVE = _VALUE + "; spread chosen here"
 _HERE = "weakly informative, chosen here"
 
 
@@ -38,13 +40,13 @@ class Params(eqx.Module):
         4.7597e5, "[IU]/mL", lognormal(4.7597e5, log_sd=1.5), source=_MRGSOLVE, doc="load at the start"
     )
     R0: Scalar = param(
-        79.535, "1", lognormal(79.535, log_sd=1.0), source=_MRGSOLVE, doc="basic reproductive number"
+        79.535, "1", source=_VALUE + ": beta p s / (c delta d)", doc="basic reproductive number"
     )
     c: Scalar = param(8.0, "/d", lognormal(8.0, log_sd=0.5), source=_MRGSOLVE, doc="clearance of virus")
     delta: Scalar = param(
         0.4, "/d", lognormal(0.4, log_sd=0.7), source=_MRGSOLVE, doc="loss of infected cells"
     )
-    d: Scalar = param(1 / 300, "/d", source=_MRGSOLVE, doc="loss of target cells")
+    d: Scalar = param(1 / 300, "/d", source=_VALUE, doc="loss of target cells")
     cv: Scalar = param(0.3, "1", lognormal(0.3, log_sd=0.7), source=_HERE, doc="sd of the log of a load")
 
 

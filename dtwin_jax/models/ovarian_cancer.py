@@ -2,7 +2,8 @@
 
 Source: Zecchin et al. 2016, Br J Clin Pharmacol 82:717, doi 10.1111/bcp.12994, estimates as read in
 nlmixr2lib (Zecchin_2016_tumorovarian, Zecchin_2016_survival; DDMODEL00000217 and 218). Kinetics: Calvert's
-clearance, GFR + 25 mL/min (Calvert 1989, J Clin Oncol 7:1748; recalled, not checked).
+clearance, GFR + 25 mL/min (Calvert 1989, J Clin Oncol 7:1748, doi 10.1200/JCO.1989.7.11.1748; recalled, not
+checked).
 
     amount' = dose - CL / V amount,              concentration = amount / V
     size'   = (KG - KD concentration) size,      size(0) = base
@@ -14,9 +15,9 @@ clearance, GFR + 25 mL/min (Calvert 1989, J Clin Oncol 7:1748; recalled, not che
 
 The paper gives carboplatin's effect by the average AUC of a cycle of 21 d; here the concentration acts, with
 the same loss of size a cycle: KD = 0.0497e-3 x 21 d / d. The end of week 12 is an event: the input
-`followed`, which `dosing` makes from `landmark`. Sizes tell KG, KD and base; the hazard is told by deaths of
-a cohort only, and is known here. `survival` is the probability of one patient; measured, it is the share
-alive of a cohort.
+`followed`, which `dosing` makes from `landmark`. Sizes tell KG, KD and base, and nothing of the drug's
+kinetics, which are known; the hazard is told by deaths of a cohort only, and is known too. `survival` is the
+probability of one patient; measured, it is the share alive of a cohort.
 """
 
 from dataclasses import replace
@@ -42,11 +43,13 @@ _CALVERT = "Calvert 1989 at a GFR of 100 mL/min, recalled, not checked"
 
 
 class Carboplatin(DrugParams):
-    """Free carboplatin."""
+    """Free carboplatin, all known: nobody measures it where tumours are followed."""
 
-    CL: Scalar = param(7.5, "L/h", lognormal(7.5, log_sd=0.3), source=_CALVERT, doc="clearance")
-    V: Scalar = param(16.0, "L", lognormal(16.0, log_sd=0.3), source="recalled, not checked", doc="volume")
+    CL: Scalar = param(7.5, "L/h", source=_CALVERT, doc="clearance")
+    V: Scalar = param(16.0, "L", source="recalled, not checked", doc="volume")
     ka: Scalar = param(1.0, "/h", doc="unused: carboplatin is infused")
+    sd: Scalar = param(0.1, "mg/L", source="chosen here", doc="additive error of a concentration")
+    cv: Scalar = param(0.1, "1", source="chosen here", doc="proportional error of a concentration")
 
 
 class TumourParams(eqx.Module):

@@ -1,8 +1,9 @@
 """Propofol: three compartments and an effect site, with the parameter sets of Schnider, Marsh and Eleveld.
 
-Sources: Schnider et al. 1998, Anesthesiology 88:1170; Marsh et al. 1991, Br J Anaesth 67:41;
-Eleveld et al. 2018, Br J Anaesth 120:942, doi 10.1016/j.bja.2018.01.018. Values as in
-python-anesthesia-simulator 1.0.0. Equations: see effect_site.
+Sources: Schnider et al. 1998, Anesthesiology 88:1170, doi 10.1097/00000542-199805000-00006, with the ke0 of
+Schnider et al. 1999, Anesthesiology 90:1502, doi 10.1097/00000542-199906000-00003; Marsh et al. 1991, Br J
+Anaesth 67:41, doi 10.1093/bja/67.1.41; Eleveld et al. 2018, Br J Anaesth 120:942, doi
+10.1016/j.bja.2018.01.018. Values as in python-anesthesia-simulator 1.0.0. Equations: see effect_site.
 
     Schnider  V2 = 18.9 - 0.391 (age - 53)                   Q2 = 1.29 - 0.024 (age - 53)
               CL = 1.89 + 0.0456 (weight - 77) - 0.0681 (lean body mass - 59) + 0.0264 (height - 177)
@@ -10,7 +11,8 @@ python-anesthesia-simulator 1.0.0. Equations: see effect_site.
     Eleveld   V1 by weight, V2 and CL by weight and age, V3 by fat-free mass and age; Q2, Q3 by V2, V3
 
 All is linear with constant coefficients, so the flow is exact. No switches. Eleveld's between-subject spreads
-are the priors of his set. Fitted in practice: V1 and CL, from samples of plasma; ke0 only from an effect.
+are the priors of his set. Fitted in practice: V1 and CL, from samples of plasma. They say nothing of ke0,
+which only an effect tells: it is known, but for Eleveld's published spread.
 """
 
 from dataclasses import replace
@@ -34,44 +36,41 @@ from dtwin_jax.models.effect_site import (
     Kinetics,
     Observe,
     Site,
+    estimated,
     lean_body_mass,
     relative_fat_free_mass,
     saturation,
 )
 
-_SCHNIDER = "Schnider 1998; prior: weakly informative, chosen here"
+_SCHNIDER = "Schnider 1998"
 _MARSH = "Marsh 1991; prior: weakly informative, chosen here"
 _ELEVELD = "Eleveld 2018; prior: between-subject variance of the log"
 _FIXED = "Eleveld 2018"
-_ERROR = "weakly informative, chosen here"
+_WEAK = "weakly informative, chosen here"
 
 
 class Errors(eqx.Module):
     """Errors of measurement."""
 
-    sd: Scalar = param(0.1, "ug/mL", lognormal(0.1, log_sd=1.0), source=_ERROR, doc="additive error")
-    cv: Scalar = param(0.2, "1", lognormal(0.2, log_sd=0.5), source=_ERROR, doc="proportional error")
+    sd: Scalar = param(0.1, "ug/mL", lognormal(0.1, log_sd=1.0), source=_WEAK, doc="additive error")
+    cv: Scalar = param(0.2, "1", lognormal(0.2, log_sd=0.5), source=_WEAK, doc="proportional error")
 
 
 class Schnider(eqx.Module):
-    """Schnider's set, at 53 years, 77 kg, 177 cm, 59 kg of lean body mass."""
+    """Schnider's set, at 53 years, 77 kg, 177 cm, 59 kg of lean body mass, all known."""
 
-    V1: Scalar = param(4.27, "L", lognormal(4.27, log_sd=0.3), source=_SCHNIDER, doc="central volume")
-    V2: Scalar = param(18.9, "L", lognormal(18.9, log_sd=0.3), source=_SCHNIDER, doc="fast volume")
-    V3: Scalar = param(238.0, "L", lognormal(238.0, log_sd=0.3), source=_SCHNIDER, doc="slow volume")
-    CL: Scalar = param(1.89, "L/min", lognormal(1.89, log_sd=0.3), source=_SCHNIDER, doc="clearance")
-    Q2: Scalar = param(1.29, "L/min", lognormal(1.29, log_sd=0.3), source=_SCHNIDER, doc="to the fast volume")
-    Q3: Scalar = param(
-        0.836, "L/min", lognormal(0.836, log_sd=0.3), source=_SCHNIDER, doc="to the slow volume"
-    )
-    ke0: Scalar = param(
-        0.456, "/min", lognormal(0.456, log_sd=0.5), source=_SCHNIDER, doc="of the effect site"
-    )
-    V2_age: Scalar = param(-0.391, "L/a", source="Schnider 1998", doc="fast volume with age")
-    Q2_age: Scalar = param(-0.024, "L/min/a", source="Schnider 1998", doc="fast exchange with age")
-    CL_weight: Scalar = param(0.0456, "L/min/kg", source="Schnider 1998", doc="clearance with weight")
-    CL_lean: Scalar = param(-0.0681, "L/min/kg", source="Schnider 1998", doc="clearance with lean body mass")
-    CL_height: Scalar = param(0.0264, "L/min/cm", source="Schnider 1998", doc="clearance with height")
+    V1: Scalar = param(4.27, "L", source=_SCHNIDER, doc="central volume")
+    V2: Scalar = param(18.9, "L", source=_SCHNIDER, doc="fast volume")
+    V3: Scalar = param(238.0, "L", source=_SCHNIDER, doc="slow volume")
+    CL: Scalar = param(1.89, "L/min", source=_SCHNIDER, doc="clearance")
+    Q2: Scalar = param(1.29, "L/min", source=_SCHNIDER, doc="to the fast volume")
+    Q3: Scalar = param(0.836, "L/min", source=_SCHNIDER, doc="to the slow volume")
+    ke0: Scalar = param(0.456, "/min", source="Schnider 1999", doc="of the effect site")
+    V2_age: Scalar = param(-0.391, "L/a", source=_SCHNIDER, doc="fast volume with age")
+    Q2_age: Scalar = param(-0.024, "L/min/a", source=_SCHNIDER, doc="fast exchange with age")
+    CL_weight: Scalar = param(0.0456, "L/min/kg", source=_SCHNIDER, doc="clearance with weight")
+    CL_lean: Scalar = param(-0.0681, "L/min/kg", source=_SCHNIDER, doc="clearance with lean body mass")
+    CL_height: Scalar = param(0.0264, "L/min/cm", source=_SCHNIDER, doc="clearance with height")
 
 
 class Marsh(eqx.Module):
@@ -83,7 +82,12 @@ class Marsh(eqx.Module):
     k10: Scalar = param(0.119, "/min", lognormal(0.119, log_sd=0.3), source=_MARSH, doc="elimination")
     k12: Scalar = param(0.112, "/min", lognormal(0.112, log_sd=0.3), source=_MARSH, doc="to the fast volume")
     k13: Scalar = param(0.042, "/min", lognormal(0.042, log_sd=0.3), source=_MARSH, doc="to the slow volume")
-    ke0: Scalar = param(0.26, "/min", lognormal(0.26, log_sd=0.5), source=_MARSH, doc="of the effect site")
+    ke0: Scalar = param(
+        0.26,
+        "/min",
+        source="joined to the set later; as in python-anesthesia-simulator, not checked in a paper",
+        doc="of the effect site",
+    )
 
 
 class Eleveld(eqx.Module):
@@ -124,7 +128,14 @@ class Eleveld(eqx.Module):
 
 
 class SchniderParams(Body, Schnider, Errors):
-    """Schnider's set, patient and errors."""
+    """Schnider's set, of which plasma tells all but ke0, patient and errors."""
+
+    V1: Scalar = estimated(Schnider, "V1", _WEAK, log_sd=0.3)
+    V2: Scalar = estimated(Schnider, "V2", _WEAK, log_sd=0.3)
+    V3: Scalar = estimated(Schnider, "V3", _WEAK, log_sd=0.3)
+    CL: Scalar = estimated(Schnider, "CL", _WEAK, log_sd=0.3)
+    Q2: Scalar = estimated(Schnider, "Q2", _WEAK, log_sd=0.3)
+    Q3: Scalar = estimated(Schnider, "Q3", _WEAK, log_sd=0.3)
 
 
 class MarshParams(Body, Marsh, Errors):
@@ -238,7 +249,7 @@ propofol_schnider = Model(
     noise=combined,
     flow=LinearFlow(Drift(schnider, State)),
     time="min",
-    source="Schnider et al. 1998, Anesthesiology 88:1170",
+    source="Schnider et al. 1998, Anesthesiology 88:1170, doi 10.1097/00000542-199805000-00006",
     valid="Volunteers of 18 to 81 years, 44 to 123 kg; the James formula fails in the very obese.",
     stiffness="1 min to hours; solved exactly.",
     checked="Rate constants and concentrations, 1e-8 relative, against python-anesthesia-simulator 1.0.0",
@@ -251,7 +262,7 @@ propofol_marsh = replace(
     drift=Drift(marsh, State),
     observe=Observe(marsh, Outputs),
     flow=LinearFlow(Drift(marsh, State)),
-    source="Marsh et al. 1991, Br J Anaesth 67:41",
+    source="Marsh et al. 1991, Br J Anaesth 67:41, doi 10.1093/bja/67.1.41",
     valid="Adults of normal weight.",
 )
 propofol_eleveld = replace(

@@ -1,14 +1,15 @@
 """Remifentanil: three compartments and an effect site, with the parameter sets of Minto and Eleveld.
 
-Sources: Minto et al. 1997, Anesthesiology 86:10; Eleveld et al. 2017, Anesthesiology 126:1005,
-doi 10.1097/ALN.0000000000001634. Formulas as in opentiva (github.com/opentiva/opentiva), checked against
-python-anesthesia-simulator 1.0.0. Equations: see effect_site.
+Sources: Minto et al. 1997, Anesthesiology 86:10, doi 10.1097/00000542-199701000-00004; Eleveld et al. 2017,
+Anesthesiology 126:1005, doi 10.1097/ALN.0000000000001634. Formulas as in opentiva
+(github.com/opentiva/opentiva), checked against python-anesthesia-simulator 1.0.0, from which the
+between-subject spreads are. Equations: see effect_site.
 
     Minto    V1, V2, CL by age and lean body mass (James); Q2, Q3, ke0 by age; V3 constant
     Eleveld  all by fat-free mass relative to the reference, age and, for women of child-bearing age, sex
 
 All is linear with constant coefficients, so the flow is exact. No switches. Fitted in practice: V1 and CL,
-from samples of blood; ke0 only from an effect.
+from samples of blood; ke0 only from an effect, so that from blood it keeps its published spread.
 """
 
 from dataclasses import replace
@@ -32,13 +33,15 @@ from dtwin_jax.models.effect_site import (
     Kinetics,
     Observe,
     Site,
+    estimated,
     lean_body_mass,
     relative_fat_free_mass,
     saturation,
 )
 
-_MINTO = "Minto 1997; prior: weakly informative, chosen here"
-_ELEVELD = "Eleveld 2017; prior: weakly informative, chosen here"
+_MINTO = "Minto 1997"
+_MINTO_CV = "between-subject CV, as in python-anesthesia-simulator"
+_ELEVELD = "Eleveld 2017; prior: between-subject variance of the log, as in python-anesthesia-simulator"
 _FIXED = "Eleveld 2017"
 _ERROR = "weakly informative, chosen here"
 
@@ -51,38 +54,42 @@ class Errors(eqx.Module):
 
 
 class Minto(eqx.Module):
-    """Minto's set, at 40 years and 55 kg of lean body mass."""
+    """Minto's set, at 40 years and 55 kg of lean body mass, all known."""
 
-    V1: Scalar = param(5.1, "L", lognormal(5.1, log_sd=0.3), source=_MINTO, doc="central volume")
-    V2: Scalar = param(9.82, "L", lognormal(9.82, log_sd=0.3), source=_MINTO, doc="fast volume")
-    V3: Scalar = param(5.42, "L", lognormal(5.42, log_sd=0.3), source=_MINTO, doc="slow volume")
-    CL: Scalar = param(2.6, "L/min", lognormal(2.6, log_sd=0.3), source=_MINTO, doc="clearance")
-    Q2: Scalar = param(2.05, "L/min", lognormal(2.05, log_sd=0.3), source=_MINTO, doc="to the fast volume")
-    Q3: Scalar = param(0.076, "L/min", lognormal(0.076, log_sd=0.3), source=_MINTO, doc="to the slow volume")
-    ke0: Scalar = param(0.595, "/min", lognormal(0.595, log_sd=0.5), source=_MINTO, doc="of the effect site")
-    V1_age: Scalar = param(-0.0201, "L/a", source="Minto 1997", doc="central volume with age")
-    V1_lean: Scalar = param(0.072, "L/kg", source="Minto 1997", doc="central volume with lean body mass")
-    V2_age: Scalar = param(-0.0811, "L/a", source="Minto 1997", doc="fast volume with age")
-    V2_lean: Scalar = param(0.108, "L/kg", source="Minto 1997", doc="fast volume with lean body mass")
-    CL_age: Scalar = param(-0.0162, "L/min/a", source="Minto 1997", doc="clearance with age")
-    CL_lean: Scalar = param(0.0191, "L/min/kg", source="Minto 1997", doc="clearance with lean body mass")
-    Q2_age: Scalar = param(-0.0301, "L/min/a", source="Minto 1997", doc="fast exchange with age")
-    Q3_age: Scalar = param(-0.00113, "L/min/a", source="Minto 1997", doc="slow exchange with age")
-    ke0_age: Scalar = param(-0.007, "1/min/a", source="Minto 1997", doc="effect site with age")
+    V1: Scalar = param(5.1, "L", source=_MINTO, doc="central volume")
+    V2: Scalar = param(9.82, "L", source=_MINTO, doc="fast volume")
+    V3: Scalar = param(5.42, "L", source=_MINTO, doc="slow volume")
+    CL: Scalar = param(2.6, "L/min", source=_MINTO, doc="clearance")
+    Q2: Scalar = param(2.05, "L/min", source=_MINTO, doc="to the fast volume")
+    Q3: Scalar = param(0.076, "L/min", source=_MINTO, doc="to the slow volume")
+    ke0: Scalar = param(0.595, "/min", source=_MINTO, doc="of the effect site")
+    V1_age: Scalar = param(-0.0201, "L/a", source=_MINTO, doc="central volume with age")
+    V1_lean: Scalar = param(0.072, "L/kg", source=_MINTO, doc="central volume with lean body mass")
+    V2_age: Scalar = param(-0.0811, "L/a", source=_MINTO, doc="fast volume with age")
+    V2_lean: Scalar = param(0.108, "L/kg", source=_MINTO, doc="fast volume with lean body mass")
+    CL_age: Scalar = param(-0.0162, "L/min/a", source=_MINTO, doc="clearance with age")
+    CL_lean: Scalar = param(0.0191, "L/min/kg", source=_MINTO, doc="clearance with lean body mass")
+    Q2_age: Scalar = param(-0.0301, "L/min/a", source=_MINTO, doc="fast exchange with age")
+    Q3_age: Scalar = param(-0.00113, "L/min/a", source=_MINTO, doc="slow exchange with age")
+    ke0_age: Scalar = param(-0.007, "1/min/a", source=_MINTO, doc="effect site with age")
 
 
 class Eleveld(eqx.Module):
     """Eleveld's set, for a man of 35 years, 70 kg, 170 cm."""
 
-    V1: Scalar = param(5.81, "L", lognormal(5.81, log_sd=0.3), source=_ELEVELD, doc="central volume")
-    V2: Scalar = param(8.82, "L", lognormal(8.82, log_sd=0.3), source=_ELEVELD, doc="fast volume")
-    V3: Scalar = param(5.03, "L", lognormal(5.03, log_sd=0.3), source=_ELEVELD, doc="slow volume")
-    CL: Scalar = param(2.58, "L/min", lognormal(2.58, log_sd=0.3), source=_ELEVELD, doc="clearance")
-    Q2: Scalar = param(1.72, "L/min", lognormal(1.72, log_sd=0.3), source=_ELEVELD, doc="to the fast volume")
-    Q3: Scalar = param(
-        0.124, "L/min", lognormal(0.124, log_sd=0.3), source=_ELEVELD, doc="to the slow volume"
+    V1: Scalar = param(5.81, "L", lognormal(5.81, log_sd=0.104**0.5), source=_ELEVELD, doc="central volume")
+    V2: Scalar = param(8.82, "L", lognormal(8.82, log_sd=0.115**0.5), source=_ELEVELD, doc="fast volume")
+    V3: Scalar = param(5.03, "L", lognormal(5.03, log_sd=0.810**0.5), source=_ELEVELD, doc="slow volume")
+    CL: Scalar = param(2.58, "L/min", lognormal(2.58, log_sd=0.0197**0.5), source=_ELEVELD, doc="clearance")
+    Q2: Scalar = param(
+        1.72, "L/min", lognormal(1.72, log_sd=0.0547**0.5), source=_ELEVELD, doc="to the fast volume"
     )
-    ke0: Scalar = param(1.09, "/min", lognormal(1.09, log_sd=0.5), source=_ELEVELD, doc="of the effect site")
+    Q3: Scalar = param(
+        0.124, "L/min", lognormal(0.124, log_sd=0.285**0.5), source=_ELEVELD, doc="to the slow volume"
+    )
+    ke0: Scalar = param(
+        1.09, "/min", lognormal(1.09, log_sd=1.26**0.5), source=_ELEVELD, doc="of the effect site"
+    )
     V1_age: Scalar = param(-0.00554, "/a", source=_FIXED, doc="log V1, Q2 and Q3 with age")
     V2_age: Scalar = param(-0.00327, "/a", source=_FIXED, doc="log V2 and clearance with age")
     V3_age: Scalar = param(-0.0315, "/a", source=_FIXED, doc="log V3 with age")
@@ -100,7 +107,15 @@ class Eleveld(eqx.Module):
 
 
 class MintoParams(Body, Minto, Errors):
-    """Minto's set, patient and errors."""
+    """Minto's set with its spread, patient and errors."""
+
+    V1: Scalar = estimated(Minto, "V1", _MINTO_CV, cv=0.26)
+    V2: Scalar = estimated(Minto, "V2", _MINTO_CV, cv=0.29)
+    V3: Scalar = estimated(Minto, "V3", _MINTO_CV, cv=0.66)
+    CL: Scalar = estimated(Minto, "CL", _MINTO_CV, cv=0.14)
+    Q2: Scalar = estimated(Minto, "Q2", _MINTO_CV, cv=0.36)
+    Q3: Scalar = estimated(Minto, "Q3", _MINTO_CV, cv=0.41)
+    ke0: Scalar = estimated(Minto, "ke0", _MINTO_CV, cv=0.68)
 
 
 class EleveldParams(Body, Eleveld, Errors):
@@ -197,7 +212,7 @@ remifentanil_minto = Model(
     noise=combined,
     flow=LinearFlow(Drift(minto, State)),
     time="min",
-    source="Minto et al. 1997, Anesthesiology 86:10",
+    source="Minto et al. 1997, Anesthesiology 86:10, doi 10.1097/00000542-199701000-00004",
     valid="Adults of 20 to 85 years; the James formula fails in the very obese.",
     stiffness="Half a minute to hours; solved exactly.",
     checked="Rate constants and concentrations, 1e-8 relative, against python-anesthesia-simulator 1.0.0",
