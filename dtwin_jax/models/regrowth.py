@@ -183,12 +183,17 @@ regrowth = Model(
     valid="PSA of men under androgen suppression, within the cycle it is calibrated on: it has no floor"
     " and no ceiling, and forecasts of the next cycle lose to the last value (benchmarks/psa_forecast.py).",
     stiffness="Solved exactly while treatment is constant.",
-    checked="The exponentials of the paper, evaluated apart: 1e-14 relative.",
+    checked="The exponentials of the paper, evaluated apart: 1e-13 relative.",
     example=example,
 )
 
 stein_regrowth = replace(
-    regrowth, name="stein_regrowth", params=SteinParams, init=init_stein, observe=observe_stein
+    regrowth,
+    name="stein_regrowth",
+    params=SteinParams,
+    init=init_stein,
+    observe=observe_stein,
+    checked="The exponentials of the paper, evaluated apart: 1e-12 relative.",
 )
 
 lesion_regrowth = replace(
@@ -197,5 +202,6 @@ lesion_regrowth = replace(
     params=LesionParams,
     observe=observe_lesion,
     valid="Sums of longest diameters of solid tumours under continuous or interrupted treatment.",
+    checked="As regrowth, whose equations and solution these are.",
     example=example_lesion,
 )

@@ -119,6 +119,6 @@ sarscov2 = Model(
     source="Kim et al. 2021, doi 10.1371/journal.pbio.3001128",
     valid="Untreated acute infection of hosts without immunity, from about symptom onset, for 3 weeks.",
     stiffness="0.1 to 1 d: explicit, Tsit5.",
-    checked="Its conserved quantity: 1e-9 of the load; slopes of rise and fall: 1e-6.",
+    checked="Its conserved quantity: 1e-9 of the load; slope of the rise 1e-5, of the fall 1e-6.",
     example=example,
 )
