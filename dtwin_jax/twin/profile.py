@@ -32,6 +32,7 @@ from dtwin_jax.inference.density import (
 )
 from dtwin_jax.inference.diagnostics import unbounded_sd
 from dtwin_jax.inference.fit import Target
+from dtwin_jax.twin.identify import information_matrix
 
 # A side is followed to this many sds of the prior from the peak, and in at most so many refits.
 _REACH = 4.0
@@ -135,6 +136,7 @@ def profile(
     search = _searching(f, record, name, priors or {}, objective, level)
     values_at = None if grid is None else _unbounded_grid(search, name, grid)
     peak = search.peak(key)
+    search = search.scaled(peak.u)
     if values_at is None:
         points = [*search.outward(peak, -1.0), *search.outward(peak, 1.0)]
     else:
@@ -172,6 +174,7 @@ def profiles(
     for name in names:
         search = replace(_searching(f, record, name, priors or {}, "likelihood", 0.95), steps=steps)
         peak = search.peak(key, starts) if peak is None else peak
+        search = search.scaled(peak.u)
         points = [*search.outward(peak, -1.0, more), *search.outward(peak, 1.0, more)]
         if not more():
             return
@@ -210,7 +213,11 @@ def _unbounded_grid(search: "_Search", name: str, grid: Any) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class _Search:
-    """What stays the same from refit to refit; the profiled parameter is the one at `index`."""
+    """What stays the same from refit to refit; the profiled parameter is the one at `index`.
+
+    A refit climbs in coordinates in which the objective is about as curved in one direction as in any other:
+    by `curvature` (name, name), the information of the data at a point, and of the prior.
+    """
 
     target: Target
     base: Any
@@ -219,24 +226,43 @@ class _Search:
     index: int
     root: float
     steps: int = _STEPS
+    curvature: np.ndarray | None = None
 
     def refit(self, start: np.ndarray, held: float | None = None) -> _Point:
         """The optimum from `start` (name,), with the parameter held at a value if one is given."""
-        begin, holds = np.array(start, float), np.zeros(len(start), bool)
+        begin, moves = np.array(start, float), np.ones(len(start), bool)
         if held is not None:
-            begin[self.index], holds[self.index] = held, True
+            begin[self.index], moves[self.index] = held, False
         u, energy, converged, explained = _climb(
-            self.target, self.base, self.record, begin, holds, np.asarray(self.weight), self.steps
+            self.target, self.base, self.record, begin, self._coordinates(moves), self.weight, self.steps
         )
         code = Refit.FOUND if converged else Refit.NOT_CONVERGED
         code = code if explained and np.isfinite(energy) else Refit.NOT_EXPLAINED
         return _Point(np.asarray(u), float(energy), code)
 
+    def scaled(self, u: np.ndarray) -> "_Search":
+        """The search in coordinates of the curvature at `u`, where that is known."""
+        found = np.asarray(_information(self.target, self.base, self.record, u))
+        known = found + np.diag(self._prior_information())
+        return replace(self, curvature=known) if np.all(np.isfinite(found)) else self
+
+    def _prior_information(self) -> np.ndarray:
+        return np.asarray([unbounded_sd(prior) ** -2.0 for _, prior in self.target.priors])
+
+    def _coordinates(self, moves: np.ndarray) -> np.ndarray:
+        """(name, name): a parameter that does not move has a row of zeros."""
+        whole = np.diag(self._prior_information()) if self.curvature is None else self.curvature
+        free = np.flatnonzero(moves)
+        found = np.zeros(whole.shape)
+        # Of L with L L' = curvature, the inverse of L' makes the curvature one in every direction.
+        found[np.ix_(free, free)] = np.linalg.inv(np.linalg.cholesky(whole[np.ix_(free, free)])).T
+        return found
+
     def peak(self, key: Any, starts: int = 4) -> _Point:
         declared = jnp.stack([jnp.asarray(values(self.base)[name]) for name in self.target.names])
         first = self.target.unbounded(declared)
         drawn = jax.vmap(self.target.draw)(jax.random.split(key, starts - 1))
-        ends = [self.refit(np.asarray(u)) for u in (first, *drawn)]
+        ends = [self.scaled(np.asarray(u)).refit(np.asarray(u)) for u in (first, *drawn)]
         explained = [end for end in ends if end.code != Refit.NOT_EXPLAINED]
         if not explained:
             raise ValueError(
@@ -338,25 +364,33 @@ class _Search:
         return float(self.target.bounded(jnp.asarray(u))[self.index])
 
 
+@functools.partial(jax.jit, static_argnames=("target",))
+@standard_promotion
+def _information(target: Target, base: Any, record: Record, u: Any) -> Any:
+    return information_matrix(target, parameters(target.names, base, target.bounded(u), record), record)
+
+
 @functools.partial(jax.jit, static_argnames=("target", "steps"))
 @standard_promotion
 def _climb(
-    target: Target, base: Any, record: Record, begin: Any, holds: Any, weight: Any, steps: int
+    target: Target, base: Any, record: Record, begin: Any, coordinates: Any, weight: Any, steps: int
 ) -> tuple:
     """(optimum, minus the objective there, whether converged, whether every measurement is explained)."""
 
-    def whole(u: Any) -> Any:
-        # A parameter that is held has no gradient, so the optimiser leaves it where it is.
-        return jnp.where(holds, begin, u)
+    def whole(z: Any) -> Any:
+        return begin + coordinates @ z
 
-    def energy(u: Any, _: Any) -> Any:
-        theta = target.bounded(whole(u))
-        likelihood = patient_log_likelihood(target.f, target.names, base, theta, record)
-        return -likelihood - weight * jnp.sum(target.log_prior(whole(u)))
+    def energy(z: Any, _: Any) -> Any:
+        u = whole(z)
+        likelihood = patient_log_likelihood(target.f, target.names, base, target.bounded(u), record)
+        return -likelihood - weight * jnp.sum(target.log_prior(u))
 
-    solver = optx.BFGS(rtol=1e-8, atol=1e-8)
-    found = optx.minimise(energy, solver, begin, None, max_steps=steps, throw=False)
+    # In these coordinates an sd is about 1; solves are not known to more digits.
+    solver = optx.BFGS(rtol=1e-6, atol=1e-6)
+    found = optx.minimise(energy, solver, jnp.zeros_like(begin), None, max_steps=steps, throw=False)
     u = whole(found.value)
     each = log_likelihood(target.f, parameters(target.names, base, target.bounded(u), record), record)
     explained = jnp.all(jnp.stack([jnp.all(value > PENALTY) for value in each.values()]))
-    return u, energy(u, None), found.result == optx.RESULTS.successful, explained
+    likelihood = sum(jnp.sum(value) for value in each.values())
+    lost = -likelihood - weight * jnp.sum(target.log_prior(u))
+    return u, lost, found.result == optx.RESULTS.successful, explained
