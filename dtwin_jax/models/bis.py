@@ -24,7 +24,8 @@ from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.linear import LinearFlow
 from dtwin_jax.dynamics.model import Model
 from dtwin_jax.dynamics.residual import additive
-from dtwin_jax.models.effect_site import Body, Site, estimated, rates
+from dtwin_jax.models.declared import estimated
+from dtwin_jax.models.effect_site import Body, Site, rates
 from dtwin_jax.models.propofol import Schnider, schnider
 from dtwin_jax.models.remifentanil import Minto, minto
 

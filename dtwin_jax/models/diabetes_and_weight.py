@@ -1,7 +1,8 @@
 """Injected insulin, the glucose that it lowers, and the weight that glucose lost in urine costs.
 
-Sources: insulin under the skin and renal loss above a threshold, Hovorka et al. 2004; glucose, Bergman et
-al. 1979 (minimal model); weight, Hall et al. 2011. Joined here.
+Sources: insulin under the skin and renal loss above a threshold, Hovorka et al. 2004, doi
+10.1088/0967-3334/25/4/010; glucose, Bergman et al. 1979, doi 10.1152/ajpendo.1979.236.6.E667 (minimal model);
+weight, Hall et al. 2011, doi 10.1016/S0140-6736(11)60812-X. Joined here.
 
     insulin -> plasma_insulin -> glucose -> lost = R (glucose - threshold)+ VG BW -> energy -> weight -> BW
 
@@ -9,7 +10,8 @@ Untreated, glucose far above the renal threshold is lost in urine and its energy
 in, and weight comes back. The weight sets the volume in which insulin is distributed: a closed loop, through
 states. (.)+ is smoothed over `splay`, as nephrons differ in their threshold. Insulin acts over minutes and
 weight over months, so a solve takes the steps of insulin's: some ten for each injection. For long plans,
-give the average infusion.
+give the average infusion. Glucose about injections tells SI, Gb and tmaxI; what else drives it is known or
+has its published spread, and what a week of weights does not tell is known.
 """
 
 from dataclasses import replace
@@ -28,8 +30,10 @@ from dtwin_jax.dynamics.relation import Nothing, relation
 from dtwin_jax.dynamics.residual import additive
 from dtwin_jax.models.body_weight import Params as HallParams
 from dtwin_jax.models.body_weight import body_weight
+from dtwin_jax.models.declared import known
 from dtwin_jax.models.minimal_model import Params as BergmanParams
 from dtwin_jax.models.minimal_model import minimal_model
+from dtwin_jax.models.subcutaneous_insulin import Params as InsulinParams
 from dtwin_jax.models.subcutaneous_insulin import subcutaneous_insulin
 
 _HOVORKA = "Hovorka 2004"
@@ -39,7 +43,7 @@ _CHOSEN = "chosen here, for type 2 diabetes before insulin"
 class UrineParams(eqx.Module):
     """Renal loss of glucose, and what it weighs in energy."""
 
-    R: Scalar = param(0.003, "/min", lognormal(0.003, log_sd=0.5), source=_HOVORKA, doc="renal clearance")
+    R: Scalar = param(0.003, "/min", source=_HOVORKA, doc="renal clearance")
     threshold: Scalar = param(162.14, "mg/dL", source=_HOVORKA + ", 9 mmol/L", doc="renal threshold")
     splay: Scalar = param(5.0, "mg/dL", source="chosen here", doc="width over which nephrons begin to lose")
     VG: Scalar = param(1.6, "dL/kg", source=_HOVORKA, doc="volume of glucose")
@@ -86,6 +90,14 @@ urine = relation(
 )
 
 
+class Injected(InsulinParams):
+    """Insulin that nobody measures: glucose tells how fast it is absorbed, no more."""
+
+    ke: Scalar = known(InsulinParams, "ke", _HOVORKA)
+    sd: Scalar = known(InsulinParams, "sd", "chosen here")
+    cv: Scalar = known(InsulinParams, "cv", "chosen here")
+
+
 class Type2(BergmanParams):
     """Glucose effectiveness and sensitivity as in health but for a third of the latter; high at rest."""
 
@@ -103,20 +115,21 @@ class Type2(BergmanParams):
 
 
 class Eaten(HallParams):
-    """What urine loses is lost: adherence to a diet is known to be whole."""
+    """What urine loses is lost: adherence to a diet is known to be whole, and the usual activity too."""
 
+    PAL: Scalar = known(HallParams, "PAL", "chosen here; weeks of weights do not tell it")
     adherence: Scalar = param(1.0, "1", doc="share of the change of energy that is real")
 
 
 def example() -> Record:
-    """Ten units three times a day for a week, glucose before each, weight at the ends."""
+    """Ten units three times a day for a week, glucose before and two hours after each, weight once a day."""
     meals = np.ravel(np.arange(7.0)[:, None] + np.array([0.3, 0.5, 0.8]))
     u = diabetes_and_weight.inputs()
     given = eqx.tree_at(lambda u: u.insulin, u, Doses(meals, 10e3))
-    before, daily = meals[::3], np.arange(0.0, 7.5)
+    pricks, daily = np.ravel(meals[:, None] + np.array([0.0, 2.0 / 24.0])), np.arange(0.0, 7.5)
     return Record(
         given,
-        {"glucose": Series(before, np.zeros(before.size)), "weight": Series(daily, np.zeros(daily.size))},
+        {"glucose": Series(pricks, np.zeros(pricks.size)), "weight": Series(daily, np.zeros(daily.size))},
     )
 
 
@@ -124,7 +137,7 @@ diabetes_and_weight = replace(
     couple(
         "diabetes_and_weight",
         {
-            "insulin": replace(subcutaneous_insulin, flow=None),
+            "insulin": replace(subcutaneous_insulin, params=Injected, flow=None),
             "glucose": replace(minimal_model, params=Type2),
             "urine": urine,
             "weight": replace(body_weight, params=Eaten),

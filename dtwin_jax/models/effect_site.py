@@ -16,8 +16,7 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 
-from dtwin_jax.core.prior import lognormal
-from dtwin_jax.core.quantity import param, quantities
+from dtwin_jax.core.quantity import param
 from dtwin_jax.core.types import Scalar
 
 
@@ -43,23 +42,6 @@ class Kinetics(eqx.Module):
     Q2: Scalar
     Q3: Scalar
     ke0: Scalar
-
-
-def estimated(
-    kind: type, name: str, source: str, *, cv: float | None = None, log_sd: float | None = None
-) -> Any:
-    """The parameter `name` of `kind`, which knows it, with a log-normal prior about its value.
-
-    Args:
-        kind: the class that declares it without a prior.
-        name: of the parameter.
-        source: of the prior, added to that of the value.
-        cv: its spread, either as coefficient of variation,
-        log_sd: or as sd of the logarithm.
-    """
-    value, usual = kind.__dataclass_fields__[name].default, quantities(kind)[name]
-    said = f"{usual.source}; prior: {source}"
-    return param(value, usual.unit, lognormal(value, cv, log_sd=log_sd), source=said, doc=usual.doc)
 
 
 class Site(eqx.Module):

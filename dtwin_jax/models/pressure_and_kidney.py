@@ -1,14 +1,15 @@
 """Blood pressure under a receptor blocker and the kidney, over years: each makes the other worse.
 
 Sources: the renin-angiotensin-aldosterone system under losartan, Pharmaceutics 2026, 18:262; decline of
-eGFR, Jardine et al. 2020; effect of pressure on the decline, de Goeij et al. 2011 (PREPARE), PMC3171298
-Table 3: 0.04 (0.02 to 0.07) mL/min/1.73 m2 a month for 10 mm Hg systolic, 436 people with an eGFR near 13.
-Joined here.
+eGFR, Jardine et al. 2020, doi 10.1681/ASN.2019111168; effect of pressure on the decline, de Goeij et al. 2011
+(PREPARE), PMC3171298 Table 3: 0.04 (0.02 to 0.07) mL/min/1.73 m2 a month for 10 mm Hg systolic, 436 people
+with an eGFR near 13. Joined here.
 
     drug -> aldosterone -> systolic -> slope of eGFR = usual - strain (systolic - target)
     eGFR -> SBP0 = pressure0 + retention (eGFR_start - eGFR)
 
-What a lost mL/min adds to pressure (`retention`) is weakly informative and chosen here. Hormones settle in an
+What a lost mL/min adds to pressure (`retention`) is weakly informative and chosen here. The effects of an
+SGLT2 inhibitor are known: give them priors where one was begun in the record. Hormones settle in an
 hour, kidneys in years: the implicit solver steps over what has settled.
 """
 
@@ -27,6 +28,8 @@ from dtwin_jax.dynamics.couple import couple
 from dtwin_jax.dynamics.relation import Nothing, relation
 from dtwin_jax.dynamics.residual import additive
 from dtwin_jax.dynamics.solver import Solver
+from dtwin_jax.models.declared import known
+from dtwin_jax.models.egfr import Params as KidneyParams
 from dtwin_jax.models.egfr import egfr
 from dtwin_jax.models.raas import raas
 
@@ -96,17 +99,25 @@ strain = relation(
 )
 
 
+class Kidney(KidneyParams):
+    """A kidney under no SGLT2 inhibitor."""
+
+    protection: Scalar = known(KidneyParams, "protection", _JARDINE)
+    dip: Scalar = known(KidneyParams, "dip", _JARDINE)
+
+
 def example() -> Record:
     """Ten years, losartan from the second on, seen twice a year."""
     u = eqx.tree_at(lambda u: u.drug, pressure_and_kidney.inputs(), Steps([0.0, 1.0], [0.0, 3e-4]))
     times = np.arange(0.0, 10.5, 0.5)
-    return Record(u, dict.fromkeys(("systolic", "egfr"), Series(times, np.zeros(times.size))))
+    seen = Series(times, np.zeros(times.size))
+    return Record(u, dict.fromkeys(("systolic", "diastolic", "egfr"), seen))
 
 
 pressure_and_kidney = replace(
     couple(
         "pressure_and_kidney",
-        {"hormones": raas, "strain": strain, "kidney": replace(egfr, flow=None)},
+        {"hormones": raas, "strain": strain, "kidney": replace(egfr, params=Kidney, flow=None)},
         {
             "strain.systolic": "hormones.systolic",
             "strain.egfr": "kidney.egfr",

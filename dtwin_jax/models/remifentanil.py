@@ -27,13 +27,13 @@ from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.linear import LinearFlow
 from dtwin_jax.dynamics.model import Model
 from dtwin_jax.dynamics.residual import combined
+from dtwin_jax.models.declared import estimated
 from dtwin_jax.models.effect_site import (
     Body,
     Drift,
     Kinetics,
     Observe,
     Site,
-    estimated,
     lean_body_mass,
     relative_fat_free_mass,
     saturation,
