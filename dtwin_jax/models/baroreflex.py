@@ -1,8 +1,9 @@
 """The baroreflex: what arterial pressure does to heart and vessels through both autonomic nerves.
 
 Source: Ursino 1998, Am J Physiol 275:H1733, doi 10.1152/ajpheart.1998.275.5.H1733. Gains, delays and time
-constants as in viswajithsv-collab/CP-Model (Teaching/BaroreflexConstants.m); basal values recalled, not
-checked.
+constants as in viswajithsv-collab/CP-Model (Teaching/BaroreflexConstants.m); basal values recalled, and equal
+to those of a third-party code that has muscle apart (its resistances, 0.96 and 4.13 side by side, are the
+0.78 here); neither was checked with the paper.
 
     taup Pt' = P + tauz P' - Pt                       z = Pt - tauz / taup P has z' = (P - Pt) / taup
     fcs = fmin + (fmax - fmin) / (1 + exp(-(Pt - Pn) / ka))               carotid sinus nerve
@@ -37,7 +38,7 @@ from dtwin_jax.dynamics.residual import proportional
 from dtwin_jax.dynamics.solver import Solver
 
 _SET = "Ursino 1998, as in viswajithsv-collab/CP-Model"
-_BASAL = "Ursino 1998, recalled, not checked"
+_BASAL = "Ursino 1998, recalled; as in third-party code, not checked with the paper"
 _WEAK = "weakly informative, chosen here"
 _STAGES = 4
 
@@ -316,7 +317,7 @@ baroreflex = Model(
     dosing=dosing,
     time="s",
     solver=Solver(max_steps=2**18),
-    source="Ursino 1998, Am J Physiol 275:H1733",
+    source="Ursino 1998, Am J Physiol 275:H1733, doi 10.1152/ajpheart.1998.275.5.H1733",
     valid="The carotid baroreflex of a man at rest, as Ursino put it together from animals; no breathing.",
     stiffness="1.5 to 20 s: not stiff, Tsit5.",
     checked="Effectors and heart period, 1e-5 relative, against an independent solve of the delay equations.",

@@ -1,9 +1,9 @@
 """Body weight of adults over years of a changed diet.
 
 Source: Hall et al. 2011, Lancet 378:826, doi 10.1016/S0140-6736(11)60812-X, and Chow & Hall 2008, PLoS
-Comput Biol 4:e1000045; equations and values as read in the R package bw (INSP-RH/bw, src/adult_weight.cpp),
-with glycogen's energy rho_G G' where the package has G' (its units do not agree; at most 0.04 kg in three
-diets of two years).
+Comput Biol 4:e1000045, doi 10.1371/journal.pcbi.1000045; equations and values as read in the R package bw
+(INSP-RH/bw, src/adult_weight.cpp), with glycogen's energy rho_G G' where the package has G' (its units do not
+agree; at most 0.04 kg in three diets of two years).
 
     dEI  = adherence energy
     AT'  = (0.14 dEI - AT) / 14 d                                     adaptive thermogenesis

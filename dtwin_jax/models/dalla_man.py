@@ -278,7 +278,7 @@ dalla_man_normal = Model(
     event=event,
     time="min",
     solver=Solver(rtol=1e-6, atol=(*(1e-3,) * 4, *(1e-6,) * 9)),
-    source="Dalla Man, Rizza & Cobelli 2007, IEEE Trans Biomed Eng 54:1740",
+    source="Dalla Man, Rizza & Cobelli 2007, IEEE Trans Biomed Eng 54:1740, doi 10.1109/TBME.2007.893506",
     valid="The hours after a mixed meal or a glucose drink, in average adults with and without type 2"
     " diabetes.",
     stiffness="Time constants of 2 (insulin) to 130 min (its action on the liver): an explicit solver.",

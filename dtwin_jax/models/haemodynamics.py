@@ -1,7 +1,9 @@
 """Haemodynamics under propofol and remifentanil: peripheral resistance, stroke volume, heart rate, pressure.
 
-Source: Su et al. 2023, Br J Anaesth (mechanism-based interaction model in healthy volunteers). Equations and
-values were read from a third-party MATLAB transcription, not checked in the paper.
+Source: Su, Koomen, Eleveld, Struys & Colin 2023, Br J Anaesth 131:222, doi 10.1016/j.bja.2023.04.043
+(mechanism-based interaction model in healthy volunteers). Equations and values were read from a third-party
+MATLAB transcription, not in the paper; a second transcription has the same values, and a third, later
+python-anesthesia-simulator's, int_HR -0.0119 where both have -0.119.
 
     resistance' = kout TPR0 R^-FB (1 + on_TPR) - kout resistance (1 - off_TPR)
     stroke'     = kout SV0 R^-FB (1 + on_SV) - kout stroke (1 - off_SV)
@@ -15,10 +17,11 @@ values were read from a third-party MATLAB transcription, not checked in the pap
     off_SV  = (sl_SV + int_SV s / (EC50_SV + s)) r
     off_HR  = (sl_HR + int_HR s / (EC50_HR + s)) r
 
-The transcription starts the time-dependent parts at 0, where they stay, and adds their sizes LTDE as
-constants; they are therefore no states here. Drug effects are cut at -0.999 and 0.999: kinks of the
-right-hand side: continuous, so the solver steps over them. Fitted in practice: the three baselines and
-EC50_TPR; the feedback FB and kout are not identifiable from one patient.
+The first transcription starts the time-dependent parts at 0, where they stay, and adds their sizes LTDE as
+constants; they are no states here. The two others have them start at LTDE and decay, by 0.067 a minute, so
+that pressure falls by itself in the first hour: this model lacks that fall. Drug effects are cut at -0.999
+and 0.999: kinks of the right-hand side: continuous, so the solver steps over them. Fitted in practice: the
+three baselines and EC50_TPR; the feedback FB and kout are not identifiable from one patient.
 """
 
 import equinox as eqx
@@ -33,7 +36,7 @@ from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.model import Model
 from dtwin_jax.dynamics.residual import proportional
 
-_SET = "Su 2023, read from a third-party transcription"
+_SET = "Su 2023, as in two third-party transcriptions"
 _PRIOR = _SET + "; prior: between-subject variance of the log"
 _ERROR = "weakly informative, chosen here"
 _LIMIT = 0.999
@@ -171,8 +174,9 @@ haemodynamics = Model(
     observe=observe,
     noise=proportional,
     time="min",
-    source="Su et al. 2023, Br J Anaesth",
-    valid="Healthy volunteers without surgery.",
+    source="Su et al. 2023, Br J Anaesth 131:222, doi 10.1016/j.bja.2023.04.043",
+    valid="Healthy volunteers without surgery, once the rise of heart rate and stroke volume before induction"
+    " is over or while it lasts: its decline is not in the model.",
     stiffness="10 to 20 min: not stiff, Tsit5.",
     checked="Resistance, rate, stroke volume and pressure, 1e-6 relative, against another transcription.",
     example=example,

@@ -28,7 +28,7 @@ from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.model import Model
 from dtwin_jax.dynamics.residual import log_normal
 
-_VALUE = "mrgsolve viral1"
+_VALUE = "mrgsolve viral1, whose own source is not checked"
 _MRGSOLVE = _VALUE + "; spread chosen here"
 _HERE = "weakly informative, chosen here"
 

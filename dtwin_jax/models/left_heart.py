@@ -1,8 +1,8 @@
 """Left heart in a closed loop: atrium, ventricle, aorta, arteries and veins.
 
-Source: Naghavi et al. 2024, values as in ModularCirc 0.3.0 (alan-turing-institute/ModularCirc, commit
-d13c993, NaghaviModel). That program gives the ventricle the atrium's times of activation; here the
-ventricle has the intended ones, 420, 280 and 25 ms.
+Source: Naghavi et al. 2024, Artif Intell Med 157:102995, doi 10.1016/j.artmed.2024.102995; values as in
+ModularCirc 0.3.0 (alan-turing-institute/ModularCirc, commit d13c993, NaghaviModel). That program gives the
+ventricle the atrium's times of activation; here the ventricle has the intended ones, 420, 280 and 25 ms.
 
     V_ao'  = q_av - q_ao                      P = (V - V0) / C in aorta, arteries, veins
     V_art' = q_ao - q_art                     P = a Eact (V - V0) + (1 - a) Epas (exp(k (V - V0)) - 1)
@@ -225,7 +225,7 @@ left_heart = Model(
     noise=additive,
     time="s",
     solver=Solver(rtol=1e-8, atol=1e-6, max_steps=2**15),
-    source="Naghavi et al. 2024; ModularCirc 0.3.0",
+    source="Naghavi et al. 2024, Artif Intell Med 157:102995, doi 10.1016/j.artmed.2024.102995",
     valid="An adult at rest with two sound left valves; no right heart, no lungs.",
     stiffness="1 to 5 ms at the open valves, 4 s in the arteries; Tsit5, 10 times as fast as Kvaerno5.",
     checked="At 1e-10, volumes to 1e-4 mL, pressures to 1e-3 mmHg of another solve; by default 3e-4 mL.",

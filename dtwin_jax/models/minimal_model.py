@@ -1,7 +1,8 @@
 """Glucose minimal model with measured insulin, for the intravenous glucose tolerance test (IVGTT).
 
-Source: Bergman, Ider, Bowden & Cobelli 1979, Am J Physiol 236:E667. Priors: between-subject distribution
-in 204 healthy adults, Denti et al. 2010, as read in nlmixr2lib (endogenous/Denti_2010_glucoseMinimal.R).
+Source: Bergman, Ider, Bowden & Cobelli 1979, Am J Physiol 236:E667, doi 10.1152/ajpendo.1979.236.6.E667.
+Priors: between-subject distribution in 204 healthy adults, Denti et al. 2010, Am J Physiol Endocrinol Metab
+298:E950, doi 10.1152/ajpendo.00656.2009, as read in nlmixr2lib (endogenous/Denti_2010_glucoseMinimal.R).
 
     G' = -(SG + X) G + SG Gb,              G(0) = G0
     X' = -p2 X + p2 SI (insulin - Ib),     X(0) = 0
@@ -110,7 +111,9 @@ def observe(t: Scalar, x: State, u: Inputs, p: Params) -> Outputs:
 def example() -> Record:
     """The frequently sampled test of three hours, from 8 min on, when the glucose has mixed.
 
-    Times and insulin: Pacini & Bergman 1986, Comput Methods Programs Biomed 23:113, their example subject.
+    Times and insulin: the example subject of Pacini & Bergman 1986, Comput Methods Programs Biomed 23:113,
+    doi 10.1016/0169-2607(86)90106-9, a published table of measurements, as read in the tutorial of van Riel
+    2004 (TU/e), not in the paper.
     """
     times = [8, 10, 12, 14, 16, 19, 22, 27, 32, 42, 52, 62, 72, 82, 92, 102, 122, 142, 162, 182]
     insulin = [51, 49, 45, 41, 35, 30, 30, 27, 30, 22, 15, 15, 11, 10, 8, 11, 7, 8, 8, 7]
@@ -127,7 +130,7 @@ minimal_model = Model(
     observe=observe,
     noise=combined,
     time="min",
-    source="Bergman et al. 1979, Am J Physiol 236:E667",
+    source="Bergman et al. 1979, Am J Physiol 236:E667, doi 10.1152/ajpendo.1979.236.6.E667",
     valid="The intravenous glucose test in people fasting and at rest, from about 8 min on, with measured"
     " insulin.",
     stiffness="Time constants of 20 to 50 min: an explicit solver.",

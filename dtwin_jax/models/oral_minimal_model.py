@@ -1,6 +1,9 @@
 """Glucose minimal model after a drink or meal, with measured insulin and a rate of appearance to be found.
 
-Source: Dalla Man, Caumo & Cobelli 2002, IEEE Trans Biomed Eng 49:419 ("The oral glucose minimal model").
+Source: Dalla Man, Caumo & Cobelli 2002, IEEE Trans Biomed Eng 49:419, doi 10.1109/10.995680 ("The oral
+glucose minimal model"). Values: Dalla Man, Rizza & Cobelli 2007, IEEE Trans Biomed Eng 54:1740, doi
+10.1109/TBME.2007.893506; Cappon et al. 2023, IEEE Trans Biomed Eng 70:3227, doi 10.1109/TBME.2023.3286856,
+as in its package ReplayBG (gcappon/py_replay_bg).
 
     G' = -(SG + X) G + SG Gb + Ra / V,     G(0) = Gb
     X' = -p2 X + p2 SI (insulin - Ib),     X(0) = 0
@@ -45,7 +48,7 @@ class Params(eqx.Module):
         0.0121,
         "/min",
         lognormal(0.0121, log_sd=0.2),
-        source="square root 0.11 as in ReplayBG (gcappon/py_replay_bg); spread chosen here, 10 % of the root",
+        source="square root 0.11, Cappon 2023, as in ReplayBG; spread chosen here, 10 % of the root",
         doc="decay of insulin action",
     )
     SI: Scalar = param(
@@ -56,7 +59,7 @@ class Params(eqx.Module):
         doc="insulin sensitivity",
     )
     V: Scalar = param(
-        1.45, "dL/kg", source="ReplayBG (gcappon/py_replay_bg)", doc="volume of glucose distribution"
+        1.45, "dL/kg", source="Cappon 2023, as in ReplayBG", doc="volume of glucose distribution"
     )
     Gb: Scalar = param(90.0, "mg/dL", source=_CHOSEN, doc="basal glucose, measured before the drink")
     Ib: Scalar = param(6.0, "u[IU]/mL", source=_CHOSEN, doc="basal insulin, measured before the drink")
@@ -160,7 +163,7 @@ oral_minimal_model = Model(
     noise=combined,
     dosing=dosing,
     time="min",
-    source="Dalla Man, Caumo & Cobelli 2002, IEEE Trans Biomed Eng 49:419",
+    source="Dalla Man, Caumo & Cobelli 2002, IEEE Trans Biomed Eng 49:419, doi 10.1109/10.995680",
     valid="An oral glucose test or one meal at time 0, in people at rest and fasting before it, with insulin "
     "measured along with glucose.",
     stiffness="Time constants of 15 (SG and action) to 80 min (p2): an explicit solver.",

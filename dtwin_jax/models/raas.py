@@ -1,7 +1,8 @@
 """Renin-angiotensin-aldosterone system under a receptor blocker, and the blood pressure that follows.
 
-Source: losartan model, Pharmaceutics 2026, 18:262 (matthiaskoenig/losartan-model, commit 92920bf,
-models/losartan_raas.xml, CC BY-SA 4.0). The drug is the metabolite E3174 in plasma.
+Source: losartan model, Pharmaceutics 2026, 18:262 (matthiaskoenig/losartan-model, doi
+10.5281/zenodo.14761114, commit 92920bf, models/losartan_raas.xml, CC BY-SA 4.0). The drug is the metabolite
+E3174 in plasma.
 
     fe = drug / (E50 + drug)
     V ren_ref ren' = kr (1 + 5 fe) - kr ren
@@ -167,7 +168,7 @@ raas = Model(
     observe=observe,
     noise=additive,
     time="min",
-    source="losartan model, Pharmaceutics 2026, 18:262",
+    source="losartan model, Pharmaceutics 2026, 18:262, doi 10.5281/zenodo.14761114",
     valid="Adults on losartan: the drug is its metabolite E3174; no feedback of angiotensin II.",
     stiffness="Aldosterone 1.2 min, angiotensin II 40 min, angiotensin I 50 min: Tsit5.",
     checked="Hormones and pressures, 1e-7 relative, against the full form in libroadrunner.",

@@ -1,7 +1,7 @@
 """Heart, vessels and the baroreflex that holds their pressure, in a closed loop.
 
-Sources: four chambers and vessels, Korakianitis & Shi 2006; baroreflex, Ursino 1998, with its delays as
-stages. Joined here.
+Sources: four chambers and vessels, Korakianitis & Shi 2006, doi 10.1016/j.jbiomech.2005.06.016; baroreflex,
+Ursino 1998, doi 10.1152/ajpheart.1998.275.5.H1733, with its delays as stages. Joined here.
 
     pressure in the aortic sinus -> receptors -> nerves -> effectors
     period, Emax_lv, Emax_rv  of the heart are the reflex's

@@ -3,7 +3,8 @@
 Sources: Stein et al. 2011, Clin Cancer Res 17:907, doi 10.1158/1078-0432.CCR-10-1762 (sums of a falling and a
 rising exponential, fitted to prostate-specific antigen, PSA); regrowth of sensitive cells while treatment is
 off: Hirata, Bruchovsky & Aihara 2010, J Theor Biol 264:517, whose second population is one here. Values and
-priors are weakly informative and chosen here.
+priors are weakly informative and chosen here, but for the PSA at the start: Bruchovsky et al. 2006, Cancer
+107:389, doi 10.1002/cncr.21989.
 
     sensitive' = (growth (1 - treatment) - death treatment) sensitive,     sensitive(0) = phi
     resistant' = resistance resistant,                                     resistant(0) = 1 - phi
@@ -33,6 +34,16 @@ from dtwin_jax.dynamics.residual import log_normal
 _HERE = "weakly informative, chosen here"
 
 
+def _start() -> Any:
+    return param(
+        14.0,
+        "ng/mL",
+        lognormal(14.0, log_sd=1.0),
+        source="median first PSA of 36 men of Bruchovsky 2006; spread chosen here",
+        doc="PSA at the start",
+    )
+
+
 def _death() -> Any:
     return param(0.03, "/d", lognormal(0.03, log_sd=1.0), source=_HERE, doc="loss of sensitive cells")
 
@@ -52,13 +63,7 @@ def _error() -> Any:
 class Params(eqx.Module):
     """Parameters of PSA with a fraction of resistant cells."""
 
-    psa0: Scalar = param(
-        14.0,
-        "ng/mL",
-        lognormal(14.0, log_sd=1.0),
-        source="median first PSA of 36 men of Bruchovsky 2006, Cancer 107:389; spread chosen here",
-        doc="PSA at the start",
-    )
+    psa0: Scalar = _start()
     phi: Scalar = param(0.95, "1", beta(9.0, 1.0), source=_HERE, doc="share of sensitive cells at the start")
     death: Scalar = _death()
     growth: Scalar = _growth()
@@ -69,7 +74,7 @@ class Params(eqx.Module):
 class SteinParams(eqx.Module):
     """Parameters of PSA in the form of Stein 2011, without a fraction."""
 
-    psa0: Scalar = param(14.0, "ng/mL", lognormal(14.0, log_sd=1.0), source=_HERE, doc="PSA at the start")
+    psa0: Scalar = _start()
     death: Scalar = _death()
     growth: Scalar = _growth()
     resistance: Scalar = _resistance()

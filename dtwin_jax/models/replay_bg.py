@@ -1,7 +1,7 @@
 """Glucose in type 1 diabetes with meals, subcutaneous insulin and a sensor: the model of ReplayBG.
 
-Source: Cappon, Vettoretti, Sparacino, Del Favero & Facchinetti 2023, IEEE Trans Biomed Eng 70:3227
-("ReplayBG"); constants and priors as in its package, gcappon/py_replay_bg 1.4.0.
+Source: Cappon, Vettoretti, Sparacino, Del Favero & Facchinetti 2023, IEEE Trans Biomed Eng 70:3227, doi
+10.1109/TBME.2023.3286856 ("ReplayBG"); constants and priors as in its package, gcappon/py_replay_bg 1.4.0.
 
     Qsto1' = meal(t - beta) / BW - kgri Qsto1
     Qsto2' = kgri Qsto1 - kempt Qsto2,   Qgut' = kempt Qsto2 - kabs Qgut
@@ -105,7 +105,11 @@ class Params(eqx.Module):
     )
     f: Scalar = param(0.9, "1", source=_PACKAGE, doc="fraction of carbohydrate absorbed")
     sd: Scalar = param(
-        5.0, "mg/dL", lognormal(5.0, log_sd=0.5), source="value: py_replay_bg 1.4.0", doc="additive error"
+        5.0,
+        "mg/dL",
+        lognormal(5.0, log_sd=0.5),
+        source="value: py_replay_bg 1.4.0; prior weakly informative, chosen here",
+        doc="additive error",
     )
 
 
@@ -207,7 +211,7 @@ replay_bg = Model(
     dosing=dosing,
     time="min",
     solver=Solver(rtol=1e-6, atol=(1e-5, 1e-9, 1e-4, 1e-4, 1e-4, 1e-6, 1e-6, 1e-7, 1e-5)),
-    source="Cappon et al. 2023, IEEE Trans Biomed Eng 70:3227",
+    source="Cappon et al. 2023, IEEE Trans Biomed Eng 70:3227, doi 10.1109/TBME.2023.3286856",
     valid="Type 1 diabetes, one meal interval or a day with its records of meals, insulin and sensor, to be"
     " replayed with other meals or insulin: no glucagon, no exercise.",
     stiffness="Time constants of 6 (stomach) to 80 min (gut and action): an explicit solver.",

@@ -29,17 +29,18 @@ from dtwin_jax.dynamics.residual import log_normal
 
 _KIM = "Kim 2021, SARS-CoV-2, recalled, not checked; spread chosen here"
 _HERE = "weakly informative, chosen here"
+_LEVEL = _HERE + ": loads at onset and peak differ by decades between patients"
 
 
 class Params(eqx.Module):
     """Parameters of the reduced model."""
 
     V0: Scalar = param(
-        1e6, "{copies}/mL", lognormal(1e6, log_sd=3.0), source=_HERE, doc="viral load at the start"
+        1e6, "{copies}/mL", lognormal(1e6, log_sd=3.0), source=_LEVEL, doc="viral load at the start"
     )
     gamma: Scalar = param(4.0, "/d", lognormal(4.0, log_sd=0.5), source=_KIM, doc="largest replication")
     beta: Scalar = param(
-        5e-8, "mL/{copies}/d", lognormal(5e-8, log_sd=2.5), source=_HERE, doc="rate of infection"
+        5e-8, "mL/{copies}/d", lognormal(5e-8, log_sd=2.5), source=_LEVEL, doc="rate of infection"
     )
     delta: Scalar = param(0.93, "/d", lognormal(0.93, log_sd=0.4), source=_KIM, doc="loss of infected cells")
     cv: Scalar = param(1.5, "1", lognormal(1.5, log_sd=0.5), source=_HERE, doc="sd of the log of a load")

@@ -1,7 +1,7 @@
 """An epidemic in a closed population: susceptible, exposed, infectious, recovered (SEIR).
 
-Source: Anderson & May 1991, Infectious Diseases of Humans; values are illustrative (reproductive
-number 3.5, latent 5.2 d, infectious 7 d), illustrative.
+Source: Anderson & May 1991, Infectious Diseases of Humans; values are illustrative (reproductive number 3.5,
+latent 5.2 d, infectious 7 d).
 
     S' = -beta contact S I / N,              S(0) = N - E0 - I0
     E' = beta contact S I / N - sigma E,     E(0) = E0

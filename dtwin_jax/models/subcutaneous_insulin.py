@@ -1,6 +1,7 @@
 """Insulin injected under the skin, in plasma: the absorption of the Hovorka model by itself.
 
-Source: Hovorka et al. 2004, Physiol Meas 25:905, doi 10.1088/0967-3334/25/4/010.
+Source: Hovorka et al. 2004, Physiol Meas 25:905, doi 10.1088/0967-3334/25/4/010; basal insulin in health,
+Denti et al. 2010, Am J Physiol Endocrinol Metab 298:E950, doi 10.1152/ajpendo.00656.2009.
 
     S1' = insulin - S1 / tmaxI
     S2' = (S1 - S2) / tmaxI
@@ -98,7 +99,7 @@ subcutaneous_insulin = Model(
     noise=combined,
     flow=LinearFlow(drift),
     time="min",
-    source="Hovorka et al. 2004, Physiol Meas 25:905",
+    source="Hovorka et al. 2004, Physiol Meas 25:905, doi 10.1088/0967-3334/25/4/010",
     valid="Rapid-acting insulin under the skin of adults, for hours.",
     stiffness="Solved exactly between events (7 to 55 min).",
     checked="The insulin of the Hovorka model by its ODE: 1e-6 of the largest value.",

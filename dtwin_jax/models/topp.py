@@ -128,7 +128,7 @@ topp = Model(
     noise=log_normal,
     time="d",
     solver=Solver(diffrax.Kvaerno5, rtol=1e-7, atol=(1e-6, 1e-7, 1e-6)),
-    source="Topp et al. 2000, J Theor Biol 206:605",
+    source="Topp et al. 2000, J Theor Biol 206:605, doi 10.1006/jtbi.2000.2150",
     valid="Daily averages, as after an overnight fast, over weeks to years: no meals.",
     stiffness="Time constants of 3 min (insulin) to 70 days (beta cells), 1 to 30,000: an implicit solver.",
     checked="Three courses of 400 days agree with libroadrunner to 1e-6, seven sensitivities to 1e-5.",

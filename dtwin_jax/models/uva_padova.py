@@ -1,9 +1,9 @@
 """Type 1 diabetes with meals, insulin under the skin and a glucose sensor: the UVA/Padova simulator of 2008.
 
 Source: Dalla Man, Rizza & Cobelli 2007, IEEE Trans Biomed Eng 54:1740, doi:10.1109/TBME.2007.893506,
-with the subcutaneous insulin and sensor of Dalla Man et al. 2014, J Diabetes Sci Technol 8:26 (without
-its glucagon), as coded in simglucose 0.2.11 (J. Xie, github.com/jxx123/simglucose). `virtual_patients`
-are its 30 people.
+with the subcutaneous insulin and sensor of Dalla Man et al. 2014, J Diabetes Sci Technol 8:26, doi
+10.1177/1932296813514502 (without its glucagon), as coded in simglucose 0.2.11 (J. Xie,
+github.com/jxx123/simglucose). `virtual_patients` are its 30 people.
 
     Qsto1' = meal - kmax Qsto1,   Qsto2' = kmax Qsto1 - kgut Qsto2,   Qgut' = kgut Qsto2 - kabs Qgut
     kgut   = kmin + (kmax - kmin) / 2 (tanh(a (Qsto - b D)) - tanh(c (Qsto - d D)) + 2)
@@ -330,7 +330,8 @@ uva_padova = Model(
     event=event,
     time="min",
     solver=Solver(rtol=1e-6, atol=(1e-3, 1e-3, 1e-3, 1e-3, *(1e-6,) * 3, *(1e-7,) * 2, *(1e-6,) * 5)),
-    source="Dalla Man, Rizza & Cobelli 2007, IEEE Trans Biomed Eng 54:1740; Dalla Man et al. 2014",
+    source="Dalla Man, Rizza & Cobelli 2007, doi 10.1109/TBME.2007.893506; Dalla Man et al. 2014, doi"
+    " 10.1177/1932296813514502",
     valid="Type 1 diabetes on rapid-acting insulin, for hours to a day: no glucagon, no exercise, no change"
     " of sensitivity with the hour.",
     stiffness="Time constants of 2 (insulin in plasma and liver) to 220 min: an explicit solver.",

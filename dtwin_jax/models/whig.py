@@ -171,7 +171,7 @@ whig = Model(
     noise=log_normal,
     time="d",
     solver=Solver(rtol=1e-6, atol=(1e-6, 1e-8, 1e-8, 1e-8)),
-    source="Duong et al. 2017, Br J Clin Pharmacol 83:487",
+    source="Duong et al. 2017, Br J Clin Pharmacol 83:487, doi 10.1111/bcp.13144",
     valid="Type 2 diabetes on diet, exercise and placebo, for the 66 weeks of the longest trial: no drug. The"
     " decline of beta cells goes on in time from the start also without diet.",
     stiffness="Time constants of 13 (HbA1c) to 107 days (weight): an explicit solver.",

@@ -271,7 +271,7 @@ windkessel_2 = Model(
     noise=additive,
     time="s",
     solver=Solver(max_steps=2**14),
-    source="Westerhof, Lankhaar & Westerhof 2009, Med Biol Eng Comput 47:131",
+    source="Westerhof, Lankhaar & Westerhof 2009, doi 10.1007/s11517-008-0359-2",
     valid="Arterial pressure as far as few elements make it, the slow part surely; no reflected waves.",
     stiffness="One time constant, R C, 1.5 s at the defaults: not stiff, Tsit5.",
     checked="Exact periodic solution under half-sine inflow, 1e-9 relative; input impedance, 1e-12 relative.",
