@@ -2,16 +2,18 @@
 
     python benchmarks/catalogue.py [name ...]
 
-One patient under the model's `example`, default solver. `gradient_forward` and `gradient_reverse`: processor
-time of the gradient of the summed outputs by all estimated parameters, over that of a solve.
+Models named replace their figures in catalogue.json; the others keep theirs. One patient under the model's
+`example`, default solver. `gradient_forward` and `gradient_reverse`: processor time of the gradient of the
+summed outputs by all estimated parameters, over that of a solve.
 """
 
+import json
 import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from setting import timed, write
+from setting import FOLDER, timed, write
 
 from dtwin_jax.core.quantity import assign, quantities, values
 from dtwin_jax.dynamics.simulate import simulate
@@ -58,8 +60,10 @@ def costs(model):
 
 if __name__ == "__main__":
     chosen = sys.argv[1:] or [n for n, m in CATALOGUE.items() if m.example and m.diffusion is None]
-    figures = {}
+    kept = FOLDER / "catalogue.json"
+    figures = json.loads(kept.read_text())["models"] if kept.exists() else {}
     for name in chosen:
         figures[name] = costs(CATALOGUE[name])
         print(name, {key: round(value, 3) for key, value in figures[name].items()}, flush=True)
-    print(write("catalogue", {"models": figures}))
+        write("catalogue", {"models": {n: figures[n] for n in CATALOGUE if n in figures}})
+        jax.clear_caches()

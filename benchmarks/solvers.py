@@ -21,7 +21,8 @@ from dtwin_jax.dynamics.simulate import simulate
 from dtwin_jax.dynamics.solver import Outcome, Solver
 from dtwin_jax.models import CATALOGUE
 
-matplotlib.use("Agg")
+matplotlib.use("svg")
+matplotlib.rcParams["svg.hashsalt"] = "solvers"
 
 METHODS = {
     "Tsit5": diffrax.Tsit5,
@@ -32,7 +33,13 @@ METHODS = {
 RTOL = (1e-4, 1e-6, 1e-8, 1e-10)
 MODELS = ("hovorka", "topp", "hpa", "left_heart")
 MAX_STEPS = 60_000
-STYLE = {"Tsit5": "o-", "Dopri8": "s-", "Kvaerno3": "^--", "Kvaerno5": "v--"}
+# Shape and colour of each; implicit ones are dashed.
+STYLE = {
+    "Tsit5": ("o-", "#3b6ea5"),
+    "Dopri8": ("s-", "#2a9d8f"),
+    "Kvaerno3": ("^--", "#c0392b"),
+    "Kvaerno5": ("v--", "#e08e0b"),
+}
 
 
 def run(model, inputs, times):
@@ -100,15 +107,22 @@ def draw(found, path):
     rows = -(-len(found) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(3.2 * columns, 2.7 * rows), squeeze=False)
     for axis, (name, methods) in zip(axes.ravel(), found.items(), strict=False):
+        lost = []
         for method, cells in methods.items():
             points = [(c["cpu_s"] * 1e3, c["digits"]) for c in cells.values() if c["digits"] is not None]
             if points:
-                axis.plot(*zip(*points, strict=True), STYLE[method], label=method, markersize=4)
+                shape, colour = STYLE[method]
+                axis.plot(*zip(*points, strict=True), shape, color=colour, label=method, markersize=4)
+            else:
+                lost.append(method)
+        if lost:
+            axis.text(0.97, 0.04, f"gave up: {', '.join(lost)}", transform=axis.transAxes, ha="right", size=7)
         axis.set(title=name, xscale="log", xlabel="processor ms", ylabel="correct digits")
         axis.grid(alpha=0.3)
-    axes[0, 0].legend(fontsize=7)
+    # All four are there.
+    axes[1, 0].legend(fontsize=7)
     figure.tight_layout()
-    figure.savefig(path)
+    figure.savefig(path, metadata={"Date": None})
 
 
 if __name__ == "__main__":
