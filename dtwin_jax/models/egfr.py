@@ -38,7 +38,13 @@ _EGFR = "mL/min/{1.73_m2}"
 class Params(eqx.Module):
     """Parameters of decline and of the effects of treatment."""
 
-    egfr0: Scalar = param(56.0, _EGFR, lognormal(56.0, log_sd=0.5), source=_HERE, doc="eGFR at the start")
+    egfr0: Scalar = param(
+        56.0,
+        _EGFR,
+        lognormal(56.0, log_sd=0.5),
+        source="mean of all of CREDENCE, recalled, not checked; spread chosen here",
+        doc="eGFR at the start",
+    )
     slope: Scalar = param(-4.33, _RATE, normal(-4.33, 4.0), source=_CREDENCE, doc="untreated chronic slope")
     protection: Scalar = param(
         2.61, _RATE, normal(2.61, 1.5), source=_CREDENCE, doc="change of the slope by treatment 1"
