@@ -29,7 +29,7 @@ def pressure():
 @pytest.fixture(scope="module")
 def reference(shared):
     with open(shared("reference/models/baroreflex_ursino1998_openloop.csv")) as file:
-        rows = list(csv.DictReader(file))[::3]
+        rows = list(csv.DictReader(file))
     return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
 
 
@@ -42,6 +42,7 @@ def test_effectors_under_a_given_pressure_agree_with_reference(reference):
             getattr(found.state, f"d_{name}"), reference[f"d_{name}"], rtol=1e-5, err_msg=name
         )
     np.testing.assert_allclose(found.output.period, reference["T_s"], rtol=1e-5)
+    np.testing.assert_allclose(60 / found.output.period, reference["HR_bpm"], rtol=1e-5)
     np.testing.assert_allclose(found.output.Rsp, 2.49 + reference["d_Rsp"], rtol=1e-5)
 
 

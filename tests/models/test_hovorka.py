@@ -58,7 +58,7 @@ def test_all_states_agree_with_reference(shared):
     for name, column in STATES.items():
         wanted = reference[column]
         np.testing.assert_allclose(
-            found[name], wanted, rtol=1e-6, atol=1e-8 * np.max(np.abs(wanted)), err_msg=name
+            found[name], wanted, rtol=1e-6, atol=1e-14 * np.max(np.abs(wanted)), err_msg=name
         )
     default = usual(Params(), CASE, reference["t_min"]).output.glucose
     np.testing.assert_allclose(default, reference["G_mmol_l"], rtol=1e-5)

@@ -52,7 +52,7 @@ def test_all_states_agree_with_reference(shared):
 
 
 def minute(x, u):
-    """The package's step: backward Euler of our drift over 1 min, but for rho, which is of glucose before it."""
+    """The package's step: backward Euler of our drift over 1 min, but rho is that of glucose before."""
     old, unravel = ravel_pytree(x)
 
     def residual(new):

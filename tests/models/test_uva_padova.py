@@ -74,6 +74,13 @@ def test_a_day_of_three_meals_agrees_with_simglucose(shared, name):
         np.testing.assert_allclose(found[state], wanted, rtol=0, atol=1e-5 * np.max(np.abs(wanted)))
     default = usual(p, u, reference["t_min"]).output
     np.testing.assert_allclose(default.cgm, reference["Gsub_mg_dl"], rtol=2e-4)
+    # The program itself, at the default tolerance of its solver.
+    itself = table(shared(f"{stem}_simglucose.csv"))
+    for state in ORDER:
+        wanted = itself[state]
+        np.testing.assert_allclose(
+            found[state], wanted, rtol=1e-4, atol=1e-8 * np.max(np.abs(wanted)), err_msg=state
+        )
 
 
 def test_a_cohort_after_60_g_agrees_with_simglucose(shared):
