@@ -57,6 +57,9 @@ class Record(eqx.Module):
         observations: channel name -> series.
         known: name -> value of parameters and covariates known for this patient.
         t0: time at which the model's initial state holds.
+        past: channel name -> measurements already made, on which a predictor that learns from them may rest
+            what it predicts of `observations`; they are not predicted themselves. The state of an ODE follows
+            from its parameters, so it has no use for them.
     """
 
     inputs: Any
@@ -65,6 +68,7 @@ class Record(eqx.Module):
     t0: Scalar = eqx.field(
         default=0.0, converter=lambda x: np.asarray(x, float) if isinstance(x, int | float) else x
     )
+    past: dict[str, Series] = eqx.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -112,12 +116,12 @@ def stack(records: Mapping[str, Record]) -> Cohort:
             if name not in row.known:
                 raise ValueError(f"{name!r} is known for some patients, but not for {patient!r}")
     fields = _stack_inputs([row.inputs for row in rows], [float(row.t0) for row in rows])
-    channels = dict.fromkeys(name for row in rows for name in row.observations)
     record = Record(
         inputs=fields,
-        observations={name: _stack_series(name, rows) for name in channels},
+        observations=_stack_channels([row.observations for row in rows], rows),
         known={name: np.stack([np.asarray(row.known[name], float) for row in rows]) for name in facts},
         t0=np.stack([np.asarray(row.t0, float) for row in rows]),
+        past=_stack_channels([row.past for row in rows], rows),
     )
     return Cohort(ids, record)
 
@@ -142,7 +146,7 @@ def scenario(record: Record, *, until: float, every: float, **inputs: Any) -> Re
             the arrays of a signal may have a patient axis; without one all patients get the same.
 
     Returns:
-        A record with the channels of `record`, without measurements.
+        A record with the channels of `record`, without measurements, which are its `past`.
     """
     if not every > 0:
         raise ValueError(f"scenario: every must be positive, found {every!r}")
@@ -158,7 +162,14 @@ def scenario(record: Record, *, until: float, every: float, **inputs: Any) -> Re
         dict.fromkeys(record.observations, series),
         dict(record.known),
         record.t0,
+        _measured(record),
     )
+
+
+def _measured(record: Record) -> dict[str, Series]:
+    """What was measured of a record; of a plan, what was measured before it."""
+    seen = any(np.any(series.mask) for series in record.observations.values())
+    return dict(record.observations if seen else record.past)
 
 
 def even_times(start: np.ndarray, until: float, every: float) -> np.ndarray:
@@ -193,11 +204,15 @@ def _pad(values: Any, length: int, fill: Any) -> np.ndarray:
     return np.concatenate([values, np.full(length - len(values), fill, dtype=values.dtype)])
 
 
-def _stack_series(name: str, rows: Sequence[Record]) -> Series:
-    absent = [row.observations.get(name) for row in rows]
-    length = max(1, *(0 if series is None else len(series.time) for series in absent))
+def _stack_channels(each: Sequence[dict[str, Series]], rows: Sequence[Record]) -> dict[str, Series]:
+    names = dict.fromkeys(name for channels in each for name in channels)
+    return {name: _stack_series([channels.get(name) for channels in each], rows) for name in names}
+
+
+def _stack_series(present: Sequence[Series | None], rows: Sequence[Record]) -> Series:
+    length = max(1, *(0 if series is None else len(series.time) for series in present))
     parts = []
-    for row, series in zip(rows, absent, strict=True):
+    for row, series in zip(rows, present, strict=True):
         if series is None or len(series.time) == 0:
             parts.append(Series(np.full(length, float(row.t0))))
             continue

@@ -11,11 +11,13 @@ import jax.numpy as jnp
 from dtwin_jax.core.predictor import Mode, Schema
 from dtwin_jax.core.quantity import quantities, replace_fields
 from dtwin_jax.core.record import Record
+from dtwin_jax.dynamics.filtering.kalman import ExtendedKalman
 from dtwin_jax.dynamics.simulate import solve
 from dtwin_jax.dynamics.solver import Solver
 from dtwin_jax.dynamics.vector import packing
 
 _SOLVER = Solver()
+_FILTER = ExtendedKalman()
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Model:
             where nothing it waits for is given it returns `x`.
         time: UCUM unit of time.
         solver: how the equations are solved where there is no flow.
+        filter: how the states of a model with a diffusion are learned from measurements.
         source: citation of the model.
         valid: for whom, and for what, the equations were made.
         stiffness: its fastest and slowest time constants, and what follows for the solver.
@@ -61,6 +64,7 @@ class Model:
     event: Callable[[Any, Any, Any, Any, Any], Any] | None = None
     time: str = "h"
     solver: Solver = _SOLVER
+    filter: Any = _FILTER
     source: str = ""
     valid: str = ""
     stiffness: str = ""
@@ -68,12 +72,13 @@ class Model:
     example: Callable[[], Record] | None = None
 
     def predict(self, p: Any, record: Record) -> dict[str, Any]:
-        """The distribution of every measurement of `record`: channel -> distribution of shape (n,)."""
+        """The distribution of every measurement of `record`: channel -> distribution of shape (n,).
+
+        Of a model with a diffusion, the distribution given all earlier measurements (those of the record's
+        `past`, and those of its `observations` that are not masked), by the model's filter.
+        """
         if self.diffusion is not None:
-            raise ValueError(
-                f"{self.name} is an SDE: predict needs a filter over its states; simulate it, or calibrate "
-                "the ODE with dataclasses.replace(model, diffusion=None)"
-            )
+            return self.filter.predict(self, p, record)
         expected = expect(self, p, record)
         # A failed row must not reach the noise's arithmetic: 0 times its NaN would enter the gradient of a
         # parameter that all rows share. It is told by NaN in the distribution, put in afterwards.
@@ -88,7 +93,10 @@ class Model:
 
     def differentiated(self, mode: Mode) -> "Model":
         """The model prepared for forward- or reverse-mode derivatives."""
-        return replace(self, solver=self.solver.differentiated(mode))
+        prepared = replace(self, solver=self.solver.differentiated(mode))
+        return (
+            prepared if self.diffusion is None else replace(prepared, filter=self.filter.differentiated(mode))
+        )
 
 
 def expect(model: Model, p: Any, record: Record) -> Any:

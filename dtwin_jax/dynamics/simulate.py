@@ -147,7 +147,7 @@ def _solve_by_steps(
     order = jnp.argsort(wanted[0])
     times, after = wanted[0][order], wanted[1][order]
     start0 = pack(x0)
-    options = {"stepsize_controller": _step_sizes(model.solver, corners(inputs)), **model.solver.arguments()}
+    options = {"stepsize_controller": step_sizes(model.solver, corners(inputs)), **model.solver.arguments()}
 
     def cross(carry, piece):
         x, outcome, steps = carry
@@ -191,7 +191,8 @@ def _inputs_in(inputs: Any, pieces: Pieces, times: Any, index: Any) -> Any:
     return jax.vmap(at)(times, index)
 
 
-def _step_sizes(solver: Solver, turns: Any) -> diffrax.AbstractStepSizeController:
+def step_sizes(solver: Solver, turns: Any) -> diffrax.AbstractStepSizeController:
+    """The controller of `solver`, with steps that end at `turns`, times at which an input turns."""
     if solver.dt is not None:
         return diffrax.ConstantStepSize()
     control = diffrax.PIDController(rtol=solver.rtol, atol=jnp.asarray(solver.atol), dtmax=solver.longest)

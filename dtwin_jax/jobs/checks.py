@@ -66,9 +66,6 @@ def job_faults(document: Document, f: Any) -> list[Fault]:
     if f is None:
         return faults
     schema = f.schema()
-    if getattr(f, "diffusion", None) is not None:
-        what = f"{f.name} is an SDE, which can be simulated but not calibrated yet"
-        faults.append(Fault(("model",), what, "an ODE model"))
     faults += [
         unknown(("priors", name), "parameter", name, schema.parameters)
         for name in _table(raw, "priors")

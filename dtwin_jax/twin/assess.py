@@ -36,7 +36,7 @@ def leave_last_out(cohort: Cohort, last: int) -> tuple[Cohort, Record]:
     record = cohort.record
     return (
         replace(cohort, record=Record(record.inputs, kept, record.known, record.t0)),
-        Record(record.inputs, held, record.known, record.t0),
+        Record(record.inputs, held, record.known, record.t0, kept),
     )
 
 

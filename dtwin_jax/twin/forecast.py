@@ -91,7 +91,8 @@ def observed_times(f: Any, tree: Any) -> Record:
 
 def _at(cohort: Cohort, series: Series) -> Record:
     record = cohort.record
-    return Record(record.inputs, dict.fromkeys(record.observations, series), record.known, record.t0)
+    planned = dict.fromkeys(record.observations, series)
+    return Record(record.inputs, planned, record.known, record.t0, record.observations)
 
 
 def for_patients(tree: Any, planned: Record) -> tuple[list[str], Record]:

@@ -151,8 +151,6 @@ def test_a_model_with_a_diffusion_says_what_it_needs():
     with pytest.raises(ValueError, match="noisy has a diffusion: its Solver needs a fixed step, dt"):
         bare = replace(noisy, solver=Solver(diffrax.Euler))
         simulate(bare, StartParams(), OnlyTime(), np.array([1.0]), key=jax.random.key(0))
-    with pytest.raises(ValueError, match=r"noisy is an SDE: predict needs a filter .* diffusion=None"):
-        noisy.predict(StartParams(), Record(OnlyTime(), {"level": Series([1.0], [1.0])}))
 
 
 @pytest.mark.parametrize("model", [exact, stepped], ids=["flow", "solver"])
