@@ -29,6 +29,8 @@ _HOME = {
     "inference.result": ("load", "save"),
     "inference.train": ("train",),
     "io.table": ("read_table",),
+    "neural.forecaster": ("EventForecaster", "until_event"),
+    "neural.sequence": ("visit_times",),
     "twin.assess": ("leave_last_out", "score"),
     "twin.forecast": ("forecast", "forecast_new", "observed_period", "observed_times"),
     "twin.virtual": ("fit_joint", "virtual_population"),

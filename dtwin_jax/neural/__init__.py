@@ -1,0 +1,1 @@
+"""Sequence and graph networks over a patient's visits, and what is read from them."""
