@@ -49,7 +49,9 @@ class Run:
         piloted = population.correlation is None and population.centred is None
         pilot = -(-min(PILOT, self.method.warmup) // self.method.block) if piloted else 0
         with _bar(self._blocks() + pilot, progress) as bar:
-            centring = jnp.full(effects, 0.5 if piloted else float(bool(population.centred)))
+            # Of a plain number the type is weak, and the pilot run would share no program with the rest.
+            value = 0.5 if piloted else float(bool(population.centred))
+            centring = jnp.full(effects, value, dtype=float)
             if piloted:
                 first = jax.random.split(key_pilot, self.method.chains)
                 blocks = self._run_blocks((self.base, record, centring), first, False, ("pilot", pilot), bar)

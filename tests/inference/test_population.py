@@ -8,6 +8,7 @@ from lines import TIME, cohort, line
 from scipy import stats
 
 from dtwin_jax.core.prior import halfnormal, lognormal, normal
+from dtwin_jax.inference import nuts
 from dtwin_jax.inference.calibrate import calibrate
 from dtwin_jax.inference.density import standard_promotion
 from dtwin_jax.inference.population import Covariate, Population, best_centring, density_of
@@ -218,3 +219,11 @@ def test_centring_of_a_parameter_that_the_data_pin_down_is_one():
     values = {"slope": np.full((2, 10, 3), [0.2, 0.5, 1.0]), "omega_slope": np.full((2, 10), 0.4)}
     density, _ = density_of(Population(line, {"slope": lognormal(0.4, 0.5)}), {}, ())
     np.testing.assert_allclose(best_centring(density, values), [1.0], atol=1e-10)
+
+
+@pytest.mark.filterwarnings("ignore::dtwin_jax.inference.diagnostics.CalibrationWarning")
+def test_the_pilot_run_and_the_rest_share_one_program():
+    few = nuts.Nuts(chains=1, warmup=20, draws=20, block=20, candidates=8, max_depth=3)
+    before = nuts.run_block._cache_size()
+    calibrate(Population(line, ["slope"]), COHORT, key=jax.random.key(0), method=few, progress=False)
+    assert nuts.run_block._cache_size() == before + 1
