@@ -178,9 +178,15 @@ def _run(task: _Task, count: int, rest: Any, record: Record, state: tuple) -> tu
 
 
 def _unexplained(f: Any, p: Any, record: Record, ids: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(np.asarray(ids)[np.asarray(_lost(f, p, record))].tolist())
+
+
+@eqx.filter_jit
+def _lost(f: Any, p: Any, record: Record) -> Any:
+    """Whether there is a measurement that `f` cannot explain, by patient."""
+
     def one(record):
         likelihood = log_likelihood(f, with_known(p, record), record)
         return jnp.any(jnp.stack([jnp.any(value <= PENALTY) for value in likelihood.values()]))
 
-    lost = np.asarray(eqx.filter_jit(jax.vmap(one))(record))
-    return tuple(np.asarray(ids)[lost].tolist())
+    return jax.vmap(one)(record)
