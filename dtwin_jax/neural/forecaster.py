@@ -38,7 +38,7 @@ class EventForecaster:
     Attributes:
         encoder: channels, facts, width, key -> network from a `Sequence` to states (n, width):
             `recurrent.lstm`, `attention.transformer`, `graph.graph`, ...
-        channels: names in a record's `past`.
+        channels: names in a record's `past`, one at least.
         facts: names in a record's `known`.
         edges: where the hazard after a visit may change, > 0 and rising.
         event: name of the series of times until the event.
@@ -57,6 +57,8 @@ class EventForecaster:
     name: str = "event_forecaster"
 
     def __post_init__(self) -> None:
+        if not self.channels:
+            raise ValueError(f"{self.name}: channels must name one at least")
         if any(b <= a for a, b in zip((0.0, *self.edges), self.edges, strict=False)):
             raise ValueError(f"{self.name}: edges must rise from above 0, found {self.edges}")
 

@@ -1,6 +1,6 @@
 """The time to an event whose hazard is constant in each of a few intervals: exact under any censoring."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,16 +23,15 @@ class PiecewiseExponential(dist.Distribution):
 
     def cumulative_hazard(self, value: Any) -> Any:
         """Integral of the hazard from 0 to `value`, which broadcasts with the batch of rates."""
-        value, rate, start, length = self._aligned(value)
-        return jnp.sum(rate * jnp.clip(value - start, 0.0, length), axis=-1)
+        at = self._at(value)
+        return jnp.sum(at.rate * jnp.clip(at.value - at.start, 0.0, at.length), axis=-1)
 
     def log_prob(self, value: Any, intermediates: Any = None) -> Any:
         """Log of the density of an event at `value`; an edge belongs to the interval that it ends."""
-        value, rate, start, length = self._aligned(value)
-        ended = value <= start + length
+        at = self._at(value)
+        ended = at.value <= at.start + at.length
         inside = ended & jnp.concatenate([jnp.ones_like(ended[..., :1]), ~ended[..., :-1]], axis=-1)
-        log_rate = jnp.sum(jnp.where(inside, jnp.log(rate), 0.0), axis=-1)
-        return log_rate - self.cumulative_hazard(value[..., 0])
+        return jnp.sum(jnp.where(inside, jnp.log(at.rate), 0.0), axis=-1) - self.cumulative_hazard(value)
 
     def cdf(self, value: Any) -> Any:
         """Probability of the event by `value`."""
@@ -46,31 +45,34 @@ class PiecewiseExponential(dist.Distribution):
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Any:
         """Times at which the cumulative hazard reaches a standard exponential."""
         dtype = jnp.result_type(self.rate)
-        target = jax.random.exponential(key, (*sample_shape, *self.batch_shape), dtype)
-        target, rate, start, length = self._aligned(target)
-        return jnp.sum(jnp.clip((target - _hazard_before(rate, start)) / rate, 0.0, length), axis=-1)
+        at = self._at(jax.random.exponential(key, (*sample_shape, *self.batch_shape), dtype))
+        return jnp.sum(jnp.clip((at.value - _hazard_before(at)) / at.rate, 0.0, at.length), axis=-1)
 
     @property
     def mean(self) -> Any:
         """Expected time: the integral of the probability to be without the event."""
-        _, rate, start, length = self._aligned(jnp.zeros(()))
-        survived = jnp.exp(-_hazard_before(rate, start))
-        return jnp.sum(survived * -jnp.expm1(-rate * length) / rate, axis=-1)
+        at = self._at(jnp.zeros(()))
+        survived = jnp.exp(-_hazard_before(at))
+        return jnp.sum(survived * -jnp.expm1(-at.rate * at.length) / at.rate, axis=-1)
 
-    def _aligned(self, value: Any) -> tuple[Any, Any, Any, Any]:
-        """`value` with an axis of intervals, rates, starts and lengths of the intervals, of one rank."""
+    def _at(self, value: Any) -> "_At":
         dtype = jnp.result_type(self.rate)
-        value, rate = jnp.asarray(value, dtype)[..., None], jnp.asarray(self.rate)
         ends = jnp.asarray([0.0, *self.edges, jnp.inf], dtype)
-        rank = max(value.ndim, rate.ndim)
-        value, rate, start, length = (
-            jnp.reshape(x, (1,) * (rank - x.ndim) + x.shape)
-            for x in (value, rate, ends[:-1], ends[1:] - ends[:-1])
-        )
-        return value, rate, start, length
+        parts = (jnp.asarray(value, dtype)[..., None], jnp.asarray(self.rate), ends[:-1], jnp.diff(ends))
+        rank = max(part.ndim for part in parts)
+        return _At(*(jnp.reshape(part, (1,) * (rank - part.ndim) + part.shape) for part in parts))
 
 
-def _hazard_before(rate: Any, start: Any) -> Any:
+class _At(NamedTuple):
+    """Values, and rates, starts and lengths of the intervals, of one rank, intervals last."""
+
+    value: Any
+    rate: Any
+    start: Any
+    length: Any
+
+
+def _hazard_before(at: _At) -> Any:
     """Cumulative hazard at the start of each interval."""
-    spent = rate[..., :-1] * (start[..., 1:] - start[..., :-1])
-    return jnp.concatenate([jnp.zeros_like(rate[..., :1]), jnp.cumsum(spent, axis=-1)], axis=-1)
+    spent = at.rate[..., :-1] * at.length[..., :-1]
+    return jnp.concatenate([jnp.zeros_like(at.rate[..., :1]), jnp.cumsum(spent, axis=-1)], axis=-1)

@@ -8,6 +8,7 @@ from collections.abc import Sequence as Names
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
@@ -88,23 +89,23 @@ def sequence_at(
     Args:
         record: of one patient; a channel that it lacks was never measured.
         times: (n,) sorted, in the record's unit of time; padding repeats the last.
-        channels: names in `record.past`, in the order of the network's inputs.
+        channels: names in `record.past`, one at least, in the order of the network's inputs.
         facts: names in `record.known`.
         scaling: of the training patients, whose dtype the sequence has.
     """
     dtype = jnp.result_type(scaling.centre)
     times = jnp.asarray(times)
     each = [_last_seen(record.past.get(name), times) for name in channels]
-    value, since, seen = (_columns([one[i] for one in each], times, kind) for i, kind in enumerate("ffb"))
-    value = (value.astype(dtype) - scaling.centre[None]) / scaling.spread[None]
+    last = jax.tree.map(lambda *columns: jnp.stack(columns, axis=1), *each)
+    value = (last.value.astype(dtype) - scaling.centre[None]) / scaling.spread[None]
     known = jnp.stack([jnp.asarray(record.known[name], dtype) for name in facts] or [jnp.zeros((), dtype)])
     new = jnp.concatenate([jnp.ones(1, bool), times[1:] > times[:-1]])[: len(times)]
     return Sequence(
         time=(times - jnp.asarray(record.t0, times.dtype)).astype(dtype),
         mask=new,
-        value=jnp.where(seen, value, jnp.zeros((), dtype)),
-        seen=seen,
-        since=since.astype(dtype),
+        value=jnp.where(last.seen, value, jnp.zeros((), dtype)),
+        seen=last.seen,
+        since=last.since.astype(dtype),
         facts=(known[: len(facts)] - scaling.fact_centre) / scaling.fact_spread,
     )
 
@@ -144,24 +145,22 @@ def _moments(columns: list[np.ndarray]) -> tuple[Any, Any]:
     )
 
 
-def _last_seen(series: Series | None, times: Any) -> tuple[Any, Any, Any]:
-    """Value, age and existence of the latest measurement at or before each of `times`."""
+class _Last(eqx.Module):
+    """Of one channel, the latest measurement at or before each time."""
+
+    value: Any
+    since: Any
+    seen: Any
+
+
+def _last_seen(series: Series | None, times: Any) -> _Last:
+    nothing = jnp.zeros_like(times)
     if series is None:
-        return jnp.zeros_like(times), jnp.zeros_like(times), jnp.zeros(len(times), bool)
+        return _Last(nothing, nothing, jnp.zeros(len(times), bool))
     there = jnp.asarray(series.mask)
-    value = jnp.where(there, series.value, jnp.zeros((), jnp.result_type(series.value)))
-    before = there[None] & (jnp.asarray(series.time)[None] <= times[:, None])
+    time, value = (jnp.asarray(x, times.dtype) for x in (series.time, series.value))
+    before = there[None] & (time[None] <= times[:, None])
     index = jnp.max(jnp.where(before, jnp.arange(len(there))[None], -1), axis=1)
     seen = index >= 0
     at = jnp.maximum(index, 0)
-    nothing = jnp.zeros((), times.dtype)
-    return (
-        jnp.where(seen, value[at].astype(times.dtype), nothing),
-        jnp.where(seen, times - jnp.asarray(series.time)[at].astype(times.dtype), nothing),
-        seen,
-    )
-
-
-def _columns(columns: list[Any], times: Any, kind: str) -> Any:
-    empty = jnp.zeros((len(times), 0), bool if kind == "b" else times.dtype)
-    return jnp.stack(columns, axis=1) if columns else empty
+    return _Last(jnp.where(seen, value[at], nothing), jnp.where(seen, times - time[at], nothing), seen)

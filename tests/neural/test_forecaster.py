@@ -85,6 +85,11 @@ def test_edges_that_do_not_rise_are_refused():
         EventForecaster(gru, ("marker",), edges=(2.0, 1.0))
 
 
+def test_forecaster_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="channels must name one at least"):
+        EventForecaster(gru, ())
+
+
 def simulated(rng, patients):
     """Rates follow the mean of all values so far, of which the last one says little."""
     records = {}
