@@ -1,13 +1,13 @@
 """Insulin sensitivity from an oral glucose test of five samples, person by person and as a population.
 
-    python benchmarks/ogtt_sensitivity.py [--data ../shared/data/glucose] [--people 24]
+    python benchmarks/ogtt_sensitivity.py [--data ../shared/data/glucose] [--people 85]
 
 75 g tests of 92 people (Vanderbilt, from the R package tabletools), 85 of them with a weight.
 `oral_minimal_model` with measured insulin, straight between samples, as input: basal glucose and insulin are
 the samples at 0, glucose at 30, 60, 90 and 120 min is explained by SI and the shape of the rate of appearance
 to 120 min. Four values do not tell the shape from the error, nor p2 or the appearance at 180 min, after the
-last sample, from their priors: these are known, as declared, as are SG and V. (a) A random part of the people
-as a population. (b) Every person alone: the most probable SI and shape under the model's priors, with the
+last sample, from their priors: these are known, as declared, as are SG and V. (a) The people, or a
+random part of them, as a population. (b) Every person alone: the most probable SI and shape under the model's priors, with the
 interval that the curvature gives, and how far SI moves if what is known were otherwise. SI is compared with
 the index of Matsuda & DeFronzo 1999, Diabetes Care 22:1462. Writes the figures as JSON and a picture as SVG
 beside this file.
@@ -263,7 +263,7 @@ def exactness(found: Any, people: dict[str, Person], predicted: np.ndarray) -> f
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, default=Path("../shared/data/glucose"))
-    parser.add_argument("--people", type=int, default=24)
+    parser.add_argument("--people", type=int, default=85)
     parser.add_argument("--warmup", type=int, default=250)
     parser.add_argument("--draws", type=int, default=400)
     parser.add_argument("--chains", type=int, default=4)
