@@ -1,0 +1,178 @@
+"""A hybrid against its mechanism, against closed forms, and against a truth that the mechanism lacks."""
+
+from dataclasses import replace
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from saturable import KM, TIMES, VMAX, VOLUME, concentration, mechanism, patients, saturable, start
+
+from dtwin_jax.core.prior import normal
+from dtwin_jax.core.quantity import quantities
+from dtwin_jax.core.signal import Doses
+from dtwin_jax.dynamics.check import check_model
+from dtwin_jax.dynamics.hybrid import hybrid, parts_of, with_weights
+from dtwin_jax.dynamics.simulate import simulate
+from dtwin_jax.inference.train import train
+from dtwin_jax.models import minimal_model, one_compartment
+from dtwin_jax.models.one_compartment import Inputs, State
+from dtwin_jax.neural.residual import Perceptron
+
+TRAINING = patients([60.0, 120.0, 220.0, 350.0, 500.0, 700.0], seed=1)
+UNSEEN = [90.0, 280.0, 600.0]
+
+
+def concentrations(model, p, dose):
+    return np.asarray(simulate(model, p, Inputs(iv=Doses([0.0], [dose])), TIMES).output.concentration)
+
+
+def trained(model, where, steps):
+    optimiser = optax.chain(optax.clip_by_global_norm(10.0), optax.adam(0.05))
+    return train(
+        model,
+        TRAINING,
+        where=where,
+        optimiser=optimiser,
+        steps=steps,
+        key=jax.random.key(0),
+        params=start(model),
+    )
+
+
+@pytest.fixture(scope="module")
+def linear():
+    return trained(one_compartment, lambda p: (p.CL, p.V), 100)
+
+
+@pytest.fixture(scope="module")
+def with_network():
+    return trained(saturable, lambda p: (p.CL, p.V, p.net), 150)
+
+
+def test_hybrid_is_its_mechanism_before_training():
+    ours, theirs = (concentrations(m, start(m), 300.0) for m in (saturable, mechanism))
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_network_recovers_the_missing_term_on_patients_not_trained_on(linear, with_network):
+    error = {"linear": [], "hybrid": []}
+    for dose in UNSEEN:
+        truth = concentration(dose)
+        error["linear"].append(np.log(concentrations(mechanism, linear.params, dose) / truth))
+        error["hybrid"].append(np.log(concentrations(saturable, with_network.params, dose) / truth))
+    rmse = {name: np.sqrt(np.mean(np.square(each))) for name, each in error.items()}
+    print(rmse)
+    assert rmse["hybrid"] < 0.5 * rmse["linear"]
+
+
+def test_what_is_learned_is_the_difference_of_the_rates(with_network):
+    # The whole rate constant of elimination, /h, over the concentrations that were seen.
+    p = with_network.params
+    level = np.array([3.0, 10.0, 25.0])
+    amount = jnp.asarray(level * float(p.V))
+    rate = jax.vmap(lambda a: saturable.drift(jnp.asarray(0.0), State(0.0, a), Inputs(), p).central)(amount)
+    true = -VMAX / (KM + level) / VOLUME
+    np.testing.assert_allclose(rate / amount, true, rtol=0.15)
+
+
+def test_parameters_keep_their_names_and_the_weights_are_no_quantities():
+    made = hybrid(mechanism, parts_of(saturable).residual, parts_of(saturable).net, latent=("eta",))
+    declared = quantities(made.params())
+    assert set(declared) == {*quantities(mechanism.params()), "eta"}
+    assert declared["CL"] == quantities(mechanism.params())["CL"]
+    assert declared["eta"].prior == normal(0.0, 1.0)
+
+
+def test_hybrids_of_equal_parts_are_equal_and_share_compiled_code():
+    again = hybrid(mechanism, parts_of(saturable).residual, replace(parts_of(saturable).net))
+    assert again == saturable and hash(again) == hash(saturable)
+    assert type(again.params()) is type(saturable.params())
+
+
+def test_hybrid_passes_the_checks_of_any_model():
+    assert check_model(saturable) == []
+
+
+def test_trained_weights_become_the_defaults_of_a_hashable_model(with_network):
+    kept = with_weights(saturable, with_network.params)
+    assert kept == with_weights(saturable, with_network.params)
+    assert kept != saturable and hash(kept) != hash(saturable)
+    for mine, theirs in zip(
+        jax.tree.leaves(kept.params()), jax.tree.leaves(with_network.params), strict=True
+    ):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def insulin_effect(t, x, u, p, net):
+    return {"action": 1e-3 * net(u.insulin)[0]}
+
+
+def nudged(p):
+    """Every weight moved, so that the network says something."""
+    return eqx.tree_at(lambda q: q.net, p, jax.tree.map(lambda w: w + 0.3, p.net))
+
+
+NET = Perceptron(centre=(20.0,), spread=(20.0,), width=2)
+
+
+def test_residual_sees_only_the_inputs_that_it_names():
+    seeing = hybrid(minimal_model, insulin_effect, NET, sees=("insulin",))
+    blind = hybrid(minimal_model, insulin_effect, NET)
+    p = nudged(seeing.params())
+    x = seeing.init(p)
+
+    def slope(model):
+        given = type(model.inputs())
+        rate = lambda level: model.drift(jnp.asarray(0.0), x, given(insulin=level), p).action  # noqa: E731
+        return float(jax.grad(rate)(jnp.asarray(30.0)))
+
+    assert slope(blind) == pytest.approx(float(p.p2 * p.SI), rel=1e-9)
+    added = float(jax.grad(lambda level: 1e-3 * p.net(level)[0])(jnp.asarray(30.0)))
+    assert slope(seeing) == pytest.approx(slope(blind) + added, rel=1e-9)
+    assert abs(added) > 1e-7
+
+
+def test_bolus_moves_a_hybrid_as_it_moves_the_mechanism():
+    p = nudged(saturable.params())
+    given = Inputs(iv=Doses([1.0], [100.0]))
+    found = simulate(saturable, p, given, jnp.array([1.0, 1.0]), after=jnp.array([False, True]))
+    assert np.diff(found.state.central)[0] == pytest.approx(100.0, rel=1e-12)
+
+
+def test_doses_through_an_input_that_the_residual_sees_are_refused():
+    def sees_the_rate(t, x, u, p, net):
+        return {"central": net(u.iv)[0]}
+
+    made = hybrid(mechanism, sees_the_rate, NET, sees=("iv",))
+    with pytest.raises(ValueError, match="sees the input 'iv', so no doses"):
+        simulate(made, made.params(), Inputs(iv=Doses([0.0], [1.0])), TIMES)
+
+
+def nothing(t, x, u, p, net):
+    return {"nowhere": net(0.0)[0]}
+
+
+def vector(t, x, u, p, net):
+    return {"central": net(0.0)}
+
+
+@pytest.mark.parametrize(
+    ("residual", "options", "said"),
+    [
+        (nothing, {}, "no state 'nowhere'"),
+        (vector, {}, "has shape"),
+        (insulin_effect, {"sees": ("wine",)}, "no input 'wine'"),
+        (insulin_effect, {"latent": ("CL",)}, "a parameter 'CL' already"),
+    ],
+)
+def test_what_the_mechanism_has_not_is_refused(residual, options, said):
+    with pytest.raises(ValueError, match=said):
+        hybrid(mechanism, residual, NET, **options)
+
+
+def test_model_that_is_no_hybrid_has_no_parts():
+    with pytest.raises(ValueError, match="is no hybrid"):
+        parts_of(mechanism)
