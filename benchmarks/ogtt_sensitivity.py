@@ -6,11 +6,11 @@
 `oral_minimal_model` with measured insulin, straight between samples, as input: basal glucose and insulin are
 the samples at 0, glucose at 30, 60, 90 and 120 min is explained by SI and the shape of the rate of appearance
 to 120 min. Four values do not tell the shape from the error, nor p2 or the appearance at 180 min, after the
-last sample, from their priors: these are known, as declared, as are SG and V. (a) The people, or a
-random part of them, as a population. (b) Every person alone: the most probable SI and shape under the model's priors, with the
-interval that the curvature gives, and how far SI moves if what is known were otherwise. SI is compared with
-the index of Matsuda & DeFronzo 1999, Diabetes Care 22:1462. Writes the figures as JSON and a picture as SVG
-beside this file.
+last sample, from their priors: these are known, as declared, as are SG and V. (a) The people, or a random
+part of them, as a population. (b) Every person alone: the most probable SI and shape under the model's
+priors, with the interval that the curvature gives, and how far SI moves if what is known were otherwise. SI
+is compared with the index of Matsuda & DeFronzo 1999, Diabetes Care 22:1462. Writes the figures as JSON and a
+picture as SVG beside this file.
 """
 
 import argparse

@@ -79,13 +79,7 @@ class Model:
         """
         if self.diffusion is not None:
             return self.filter.predict(self, p, record)
-        expected = expect(self, p, record)
-        # A failed row must not reach the noise's arithmetic: 0 times its NaN would enter the gradient of a
-        # parameter that all rows share. It is told by NaN in the distribution, put in afterwards.
-        solved = {name: jnp.isfinite(getattr(expected, name)) for name in record.observations}
-        safe = {name: jnp.where(ok, getattr(expected, name), 1.0) for name, ok in solved.items()}
-        predicted = self.noise(replace_fields(expected, safe), p)
-        return {name: _marked(predicted[name], ok) for name, ok in solved.items()}
+        return noisy(self, p, expect(self, p, record), record)
 
     def schema(self) -> Schema:
         """Names, units and ranges of inputs, outputs and parameters."""
@@ -99,11 +93,29 @@ class Model:
         )
 
 
+def noisy(model: Model, p: Any, expected: Any, record: Record) -> dict[str, Any]:
+    """The distribution of every measurement of `record` about the Outputs `expected` of it.
+
+    A failed row must not reach the noise's arithmetic: 0 times its NaN would enter the gradient of a
+    parameter that all rows share. It is told by NaN in the distribution, put in afterwards.
+    """
+    solved = {name: jnp.isfinite(getattr(expected, name)) for name in record.observations}
+    safe = {name: jnp.where(ok, getattr(expected, name), 1.0) for name, ok in solved.items()}
+    predicted = model.noise(replace_fields(expected, safe), p)
+    return {name: _marked(predicted[name], ok) for name, ok in solved.items()}
+
+
 def expect(model: Model, p: Any, record: Record) -> Any:
     """The model's Outputs, each at the times of its own channel; channels without a series are empty."""
-    channels = record.observations
-    times = jnp.concatenate([jnp.zeros(0), *(jnp.asarray(each.time, float) for each in channels.values())])
-    after = jnp.concatenate([jnp.zeros(0, bool), *(jnp.asarray(each.after) for each in channels.values())])
+    return expect_until(model, p, record, jnp.zeros(0))[0]
+
+
+def expect_until(model: Model, p: Any, record: Record, ends: Any) -> tuple[Any, Any]:
+    """`expect`, and the states just after what happens at the times `ends`, as vectors (end, states)."""
+    channels, (extra,) = record.observations, jnp.shape(ends)
+    times = [jnp.asarray(each.time, float) for each in channels.values()]
+    after = [jnp.asarray(each.after) for each in channels.values()]
+    times, after = jnp.concatenate([*times, ends]), jnp.concatenate([*after, jnp.ones(extra, bool)])
     solution = solve(model, p, record.inputs, times, after, t0=record.t0)
     _, unpack = packing(jax.eval_shape(model.init, p))
     observe = jax.vmap(lambda t, x, u: model.observe(t, unpack(x), u, p))
@@ -113,7 +125,7 @@ def expect(model: Model, p: Any, record: Record) -> Any:
         parts[name] = getattr(output, name)[start : start + series.time.shape[0]]
         start += series.time.shape[0]
     empty = {name: getattr(output, name)[:0] for name in quantities(output) if name not in parts}
-    return replace_fields(output, parts | empty)
+    return replace_fields(output, parts | empty), solution.states[start:]
 
 
 def _marked(predicted: Any, solved: Any) -> Any:

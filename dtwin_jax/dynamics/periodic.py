@@ -7,7 +7,7 @@ conserved amounts of the initial state.
 """
 
 import enum
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import equinox as eqx
@@ -17,6 +17,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from dtwin_jax.core.quantity import assign, values
 from dtwin_jax.dynamics.simulate import solve
+from dtwin_jax.dynamics.started import Start, started
 from dtwin_jax.dynamics.vector import packing
 
 # 2^10 periods: of a part that loses 1 % a period, 3e-5 is left, and Newton's next step squares it; for
@@ -48,13 +49,6 @@ class Periodic(eqx.Module):
     iterations: Any
 
 
-class Start(eqx.Module):
-    """Parameters, and the state to start from."""
-
-    p: Any
-    state: Any
-
-
 @dataclass(frozen=True)
 class Search:
     """How a periodic state is sought.
@@ -74,13 +68,6 @@ class Search:
 
 
 _SEARCH = Search()
-
-
-def started(model: Any) -> Any:
-    """`model` as one that starts from any state: its parameters are a `Start`."""
-    places = {"drift": 3, "observe": 3, "noise": 1, "diffusion": 3, "dosing": 1, "flow": 3, "event": 4}
-    held = {name: _Started(getattr(model, name), i) for name, i in places.items() if getattr(model, name)}
-    return replace(model, params=_Unstarted(model), init=_state_of, **held)
 
 
 def periodic(
@@ -122,31 +109,6 @@ def periodic(
     finite = jnp.all(jnp.isfinite(found)) & jnp.isfinite(residual)
     outcome = jnp.where(finite, near, int(PeriodicOutcome.FAILED))
     return Periodic(unpack(found), residual, outcome, taken.astype(int))
-
-
-@dataclass(frozen=True)
-class _Started:
-    """An equation of a model that finds a `Start` where its parameters are, at `place`."""
-
-    equation: Any
-    place: int
-
-    def __call__(self, *args: Any) -> Any:
-        start = args[self.place]
-        return self.equation(*args[: self.place], start.p, *args[self.place + 1 :])
-
-
-@dataclass(frozen=True)
-class _Unstarted:
-    model: Any
-
-    def __call__(self) -> Start:
-        p = self.model.params()
-        return Start(p, self.model.init(p))
-
-
-def _state_of(start: Start) -> Any:
-    return start.state
 
 
 @dataclass(frozen=True)

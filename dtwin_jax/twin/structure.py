@@ -28,8 +28,8 @@ from dtwin_jax.core.prior import Prior
 from dtwin_jax.core.quantity import assign, check_names, quantities, values
 from dtwin_jax.dynamics.dosing import has_samples
 from dtwin_jax.dynamics.model import Model
-from dtwin_jax.dynamics.periodic import Start, started
 from dtwin_jax.dynamics.simulate import simulate
+from dtwin_jax.dynamics.started import Start, started
 from dtwin_jax.inference.density import standard_promotion
 from dtwin_jax.inference.diagnostics import unbounded_sd
 from dtwin_jax.twin.directions import Direction, directions, scale_of, sparse_basis
@@ -61,6 +61,7 @@ class Structure:
         singular: (point, name) singular values of the sensitivities, columns scaled to norm 1, largest first.
         error: (point,) what the solver's error may add to a singular value.
         noise: parameters with a prior that were not asked about, since they are in the noise only.
+        given: False where the model has inputs and all of them were neutral.
     """
 
     names: tuple[str, ...]
@@ -70,6 +71,7 @@ class Structure:
     singular: np.ndarray
     error: np.ndarray
     noise: tuple[str, ...] = ()
+    given: bool = True
 
     @property
     def identifiable(self) -> bool:
@@ -103,6 +105,8 @@ class Structure:
             whole if self.identifiable else f"{self.rank} combinations of {count} parameters are determined"
         ]
         told += [direction.words for direction in self.unseen]
+        if not self.given and len(self.undetermined) == count:
+            told.append("nothing was given: say what, inputs=...")
         if not self.clear:
             told.append(f"the rank is not clear (gap {self.gap:.1g}): try another horizon")
         return "; ".join(told)
@@ -124,7 +128,7 @@ def structural_rank(
     Args:
         model: an ODE model.
         p: parameters about which to look, three random points near them; by default the declared values.
-        until: end of the experiment, in the model's unit of time: long enough to see its slowest motion, and
+        until: end of the experiment, which begins at 0, in the model's unit of time: above 0, long enough to see its slowest motion, and
             within a thousand times its fastest.
         key: random key of the points.
         inputs: what is given, numbers or signals; by default nothing.
@@ -138,9 +142,11 @@ def structural_rank(
         some, as where absorption and elimination are exchanged.
 
     Raises:
-        ValueError: an SDE, float32, an unknown name, nothing to ask about, or a model that cannot be solved
+        ValueError: an SDE, float32, an end not after the start, an unknown name, nothing to ask about, or a model that cannot be solved
             at the points.
     """
+    if not until > 0:
+        raise ValueError(f"until: expected a time after 0, where the experiment begins; found {until}")
     p = model.params() if p is None else p
     inputs = model.inputs() if inputs is None else inputs
     start = model.init(p)
@@ -162,7 +168,16 @@ def structural_rank(
     kept = np.asarray([i for i, name in enumerate(free.names) if name not in noise], int)
     if not kept.size:
         raise ValueError(f"{model.name}: only its noise has priors; say what is not known, names=[...]")
-    return _judged(free, kept, tight[:, :, kept], loose[:, :, kept], noise)
+    found = _judged(free, kept, tight[:, :, kept], loose[:, :, kept], noise)
+    return replace(found, given=_given(model, inputs))
+
+
+def _given(model: Model, inputs: Any) -> bool:
+    neutral = values(model.inputs())
+    return not neutral or any(
+        hasattr(signal, "time") or bool(np.any(np.asarray(signal) != np.asarray(neutral[name])))
+        for name, signal in values(inputs).items()
+    )
 
 
 def _check(

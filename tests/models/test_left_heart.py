@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dtwin_jax.dynamics.periodic import PeriodicOutcome, Search, Start, periodic, started
+from dtwin_jax.dynamics.periodic import PeriodicOutcome, Search, periodic
+from dtwin_jax.dynamics.started import Start, started
 from dtwin_jax.dynamics.simulate import simulate
 from dtwin_jax.dynamics.solver import Outcome
 from dtwin_jax.models import left_heart

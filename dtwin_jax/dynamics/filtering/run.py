@@ -44,20 +44,38 @@ def one_step_ahead(model: Any, p: Any, record: Record) -> dict[str, Any]:
 
     Pure, under `jit`, `vmap` and `grad`.
     """
+    return predicted_until(model, p, record, jnp.zeros(0))[0]
+
+
+def predicted_until(
+    model: Any, p: Any, record: Record, ends: Any, start: Gaussian | None = None
+) -> tuple[dict[str, Any], Gaussian]:
+    """`one_step_ahead`, and the beliefs at the times `ends`, just after what happens there.
+
+    Args:
+        model: with a diffusion and a Gaussian filter.
+        p: its parameters.
+        record: of one patient.
+        ends: (end,) sorted.
+        start: the belief at the record's start; by default the filter's own.
+    """
     import numpyro.distributions as dist
 
-    rows, names, place = rows_of(record)
-    body, steps, order = _filtered(model, p, record, rows, names)
+    measured, names, place = rows_of(record)
+    rows = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), measured, wanted(ends))
+    body, steps, order = _filtered(model, p, record, rows, names, start)
     families = body.families()
     seen = rows.time >= jnp.asarray(record.t0, float)
     mean = jnp.where(seen, steps.mean[order], jnp.nan)
     sd = jnp.where(seen, jnp.sqrt(steps.variance[order]), jnp.nan)
-    return {
+    found = {
         name: (dist.LogNormal if families[names.index(name)] is dist.LogNormal else dist.Normal)(
             mean[where], sd[where]
         )
         for name, where in place.items()
     }
+    last = order[measured.time.shape[0] :]
+    return found, jax.tree.map(lambda leaf: leaf[last], steps.after)
 
 
 def states(model: Any, p: Any, record: Record, times: Vector, *, smooth: bool = True) -> States:
@@ -86,7 +104,7 @@ def states(model: Any, p: Any, record: Record, times: Vector, *, smooth: bool = 
 
 
 def _filtered(
-    model: Any, p: Any, record: Record, rows: Rows, names: tuple[str, ...]
+    model: Any, p: Any, record: Record, rows: Rows, names: tuple[str, ...], start: Gaussian | None = None
 ) -> tuple[Body, _Step, Any]:
     """The body, what every moment left, and the moment of every row."""
     inputs, moments, order = ordered_inputs(model, p, record, rows)
@@ -110,7 +128,7 @@ def _filtered(
         after = jax.tree.map(lambda new, old: jnp.where(learns, new, old), informed, moved)
         return after, _Step(moved, after, transition, one[0], one[1])
 
-    _, steps = jax.lax.scan(pass_moment, method.start(body), moments)
+    _, steps = jax.lax.scan(pass_moment, method.start(body) if start is None else start, moments)
     return body, steps, order
 
 

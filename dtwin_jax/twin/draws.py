@@ -1,0 +1,51 @@
+"""Weighted draws: how they are drawn anew, and spread again."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dtwin_jax.dynamics.filtering.gaussian import Gaussian
+
+# Of the kernel, in sds.
+WIDTH = 0.1
+
+
+def drawn_rows(log_weight: Any, offset: Any, count: int) -> Any:
+    """Rows drawn by weight, evenly (systematic resampling)."""
+    at = (jnp.arange(count, dtype=float) + offset) / count
+    rows = jnp.searchsorted(jnp.cumsum(jnp.exp(log_weight)), at)
+    return jnp.clip(rows, 0, log_weight.shape[0] - 1)
+
+
+def spread(u: Any, belief: Gaussian, log_weight: Any, key: Any) -> tuple[Any, Gaussian, Any]:
+    """Draws of equal weight, spread by the kernel."""
+    key_rows, key_noise = jax.random.split(key)
+    (draws,), names = log_weight.shape, u.shape[1]
+    z = jnp.concatenate([u, belief.mean], axis=1)
+    middle, covariance = covariance_of(z, log_weight)
+    rows = drawn_rows(log_weight, jax.random.uniform(key_rows), draws)
+    noise = jax.random.normal(key_noise, z.shape)
+    kept = jnp.sqrt(1.0 - WIDTH**2) * (z[rows] - middle[None, :])
+    z = middle[None, :] + kept + WIDTH * noise @ root_of(covariance).T
+    even = jnp.full_like(log_weight, -jnp.log(float(draws)))
+    return z[:, :names], Gaussian(z[:, names:], belief.covariance[rows]), even
+
+
+def covariance_of(z: Any, log_weight: Any) -> tuple[Any, Any]:
+    """Weighted mean and covariance of rows."""
+    weight = jnp.exp(log_weight)
+    middle = weight @ z
+    apart = z - middle[None, :]
+    return middle, jnp.einsum("d,di,dj->ij", weight, apart, apart)
+
+
+def root_of(covariance: Any) -> Any:
+    """Of a covariance that may be singular."""
+    value, vector = jnp.linalg.eigh(covariance)
+    return vector * jnp.sqrt(jnp.maximum(value, 0.0))[None, :]
+
+
+def beside(mask: Any, leaf: Any) -> Any:
+    """`mask` with axes of length 1 for those that `leaf` has behind its own."""
+    return mask.reshape(*mask.shape, *[1] * (leaf.ndim - mask.ndim))

@@ -1,0 +1,386 @@
+"""A twin that lives: parameters and state of every patient follow new measurements, without a new fit.
+
+Every patient has draws of the posterior, each with what it believes of the state: a known state for an ODE,
+mean and covariance (by the model's filter) for an SDE. New measurements weigh the draws by their likelihood,
+one stretch of the solver from the last update on. When few draws carry the weight they are drawn anew and
+spread again by a kernel that keeps mean and covariance of parameters and state together:
+
+    z' = m + sqrt(1 - h^2) (z - m) + h C^(1/2) e,   z = (unbounded parameters, state), e standard normal
+
+The kernel takes the posterior for normal, so what it gives is an approximation, best where updates are many
+and small. With the whole record at hand (`history`) renewed draws are moved instead by Metropolis steps,
+whose target is the posterior of all measurements: exact but for the number of draws, and a solve from the
+start for each step, though only when draws are renewed.
+
+Sources: Liu & West 2001, in Sequential Monte Carlo Methods in Practice, doi 10.1007/978-1-4757-3437-9_10;
+Chopin 2002, doi 10.1093/biomet/89.3.539.
+"""
+
+import functools
+from dataclasses import replace
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dtwin_jax.core.predictor import PENALTY, check_record
+from dtwin_jax.core.prior import Prior
+from dtwin_jax.core.record import Cohort, Record
+from dtwin_jax.dynamics.advance import advance, beginning, log_likelihood_of
+from dtwin_jax.dynamics.filtering.gaussian import Gaussian
+from dtwin_jax.inference.density import estimated, parameters, standard_promotion
+from dtwin_jax.inference.fit import Target
+from dtwin_jax.inference.population import Population
+from dtwin_jax.inference.predictive import theta_of
+from dtwin_jax.inference.result import cohort_of, density_from
+from dtwin_jax.twin.draws import beside, covariance_of, drawn_rows, root_of, spread
+from dtwin_jax.twin.forecast import sampled
+
+# Draws are renewed when the effective number falls below this share.
+_FEW = 0.5
+# Metropolis steps of a renewal, each of this size over the root of the number of parameters.
+_MOVES = 8
+_REACH = 2.38
+
+
+class Live(eqx.Module):
+    """Twins of a ward at one time each; arrays have a leading patient axis.
+
+    Attributes:
+        ids: of the patients.
+        priors: name and prior of every estimated parameter, in the order of `u`.
+        base: the model's parameters; known values are in it.
+        known: what is known of each patient, name -> (patient,).
+        u: (patient, draw, name) parameters on their unbounded scales.
+        belief: of the state, mean (patient, draw, states) and covariance.
+        log_weight: (patient, draw) logs of the draws' weights, which sum to one.
+        time: (patient,) of the last update.
+        given: (patient,) boluses up to this time are in the state.
+        renewed: (patient,) how often the draws were renewed.
+        lost: (patient,) updates that no draw explains, or that no draw could solve; they were passed over.
+    """
+
+    ids: tuple[str, ...] = eqx.field(static=True)
+    priors: tuple[tuple[str, Prior], ...] = eqx.field(static=True)
+    base: Any
+    known: dict[str, Any]
+    u: Any
+    belief: Gaussian
+    log_weight: Any
+    time: Any
+    given: Any
+    renewed: Any
+    lost: Any
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the estimated parameters."""
+        return tuple(name for name, _ in self.priors)
+
+    def effective(self) -> np.ndarray:
+        """(patient,) the effective number of draws."""
+        return np.asarray(jnp.exp(-jax.scipy.special.logsumexp(2.0 * self.log_weight, axis=1)))
+
+
+def begin(f: Any, tree: Any, *, draws: int = 200) -> Live:
+    """Live twins of the patients of a calibration, just after their last measurement.
+
+    Args:
+        f: the model, or the `Population`, of the calibration.
+        tree: result of `calibrate`.
+        draws: of the posterior, at most.
+    """
+    density, base = density_from(f, tree)
+    cohort = cohort_of(f, tree)
+    values, _ = sampled(tree, draws)
+    theta = np.moveaxis(theta_of(density, values, len(cohort)), 0, 1)
+    record = jax.tree.map(jnp.asarray, cohort.record)
+    live = _begun(density.predictor, density.priors, base, record, jnp.asarray(theta), cohort.ids)
+    # The posterior has learned from these measurements already: only the state is to follow them.
+    return _followed(density.predictor, live, record, last_times(record))
+
+
+def begin_from_prior(f: Any, cohort: Cohort, *, key: Any, draws: int = 200, priors: Any = None) -> Live:
+    """Live twins of patients of whom nothing is known but their priors, at the start of their records.
+
+    Args:
+        f: a model.
+        cohort: inputs, known facts and starts of the patients; measurements are not looked at.
+        key: random key.
+        draws: of the prior.
+        priors: as in `fit`.
+    """
+    if isinstance(f, Population):
+        raise ValueError("begin_from_prior takes a model: a Population's patients begin from a calibration")
+    base, free = estimated(f, priors or {}, tuple(cohort.record.known))
+    target = Target(f, tuple(free.items()))
+    keys = jax.random.split(key, (len(cohort), draws))
+    u = jax.vmap(jax.vmap(target.draw))(keys)
+    theta = jax.vmap(jax.vmap(target.bounded))(u)
+    record = jax.tree.map(jnp.asarray, cohort.record)
+    return _begun(f, target.priors, base, record, theta, cohort.ids)
+
+
+def assimilate(
+    f: Any, live: Live, new: Record, *, key: Any, until: Any = None, history: Record | None = None
+) -> Live:
+    """The twins after new measurements.
+
+    One compiled program serves all updates of one shape: pad short ones with masked rows.
+
+    Args:
+        f: the model, or the `Population`, of the live twins.
+        live: the twins.
+        new: stacked record of the same patients, or that of one; measurements later than `live.time`, and the
+            inputs from then on (earlier ones may be there: boluses are not given twice). What is known of the
+            patients, and the start, are those of `live`.
+        key: random key of the renewal.
+        until: (patient,) or one time to which the state is carried; by default that of each patient's last
+            measurement.
+        history: stacked record of all measurements of the patients, the new ones included, from their start;
+            later ones are not looked at. With it renewals are exact. Not for a `Population`, where the
+            prior of a patient is the other patients'.
+
+    Raises:
+        ValueError: measurements before the twin's time, or after `until`.
+    """
+    model = _model(f)
+    if history is not None and isinstance(f, Population):
+        raise ValueError("assimilate: history is for a model alone; a Population's prior of a patient moves")
+    single = np.ndim(next(iter(new.observations.values())).time) == 1
+    if single:
+        new = jax.tree.map(lambda leaf: np.asarray(leaf)[None], new)
+    record = _checked(model, live, new, until)
+    ends = last_times(record) if until is None else jnp.asarray(until, float)
+    stop = jnp.maximum(jnp.broadcast_to(ends, live.time.shape), live.time)
+    past = None if history is None else _up_to(jax.tree.map(jnp.asarray, history), stop)
+    return _learned(model, live, record, past, stop, key)
+
+
+def last_times(record: Record) -> Any:
+    """(patient,) time of the last measurement, or the record's start without any."""
+    t0 = jnp.asarray(record.t0, float)
+    each = [
+        jnp.max(jnp.where(jnp.asarray(series.mask), jnp.asarray(series.time), t0[:, None]), axis=1)
+        for series in record.observations.values()
+    ]
+    return jnp.max(jnp.stack([t0, *each]), axis=0)
+
+
+def parameters_of(live: Live) -> dict[str, np.ndarray]:
+    """Name -> (patient, draw) on the parameters' own scales; weigh by exp(`live.log_weight`)."""
+    theta = np.asarray(_bounded(Target(None, live.priors), live.u))
+    return {name: theta[..., i] for i, name in enumerate(live.names)}
+
+
+@functools.partial(jax.jit, static_argnames=("model", "count"))
+@standard_promotion
+def expected(model: Any, live: Live, planned: Record, key: Any, count: int = 200) -> dict[str, Any]:
+    """Predictive draws of a plan from what the twins believe now.
+
+    Args:
+        model: of the twins.
+        live: the twins.
+        planned: stacked record of the same patients: inputs, and times to predict at, not before `live.time`.
+        key: random key.
+        count: draws.
+
+    Returns:
+        Channel -> (draw, patient, n), with measurement error.
+    """
+    target = Target(model, live.priors)
+
+    def draw(u: Any, belief: Gaussian, record: Record, given: Any, base: Any, key: Any) -> dict[str, Any]:
+        p = parameters(target.names, base, target.bounded(u), record)
+        end = jnp.max(jnp.stack([jnp.max(series.time) for series in record.observations.values()]))
+        _, predicted = advance(model, p, belief, record, end, given)
+        keys = jax.random.split(key, len(predicted))
+        return {name: d.sample(k) for (name, d), k in zip(predicted.items(), keys, strict=True)}
+
+    def patient(
+        u: Any, belief: Gaussian, weight: Any, record: Record, given: Any, key: Any
+    ) -> dict[str, Any]:
+        key, at = jax.random.split(key)
+        rows = drawn_rows(weight, jax.random.uniform(at), count)
+        some = jax.tree.map(lambda leaf: leaf[rows], (u, belief))
+        keys = jax.random.split(key, count)
+        return jax.vmap(lambda one, k: draw(*one, record, given, live.base, k))(some, keys)
+
+    planned = _of(live, planned)
+    keys = jax.random.split(key, len(live.ids))
+    found = jax.vmap(patient)(live.u, live.belief, live.log_weight, planned, live.given, keys)
+    return {name: jnp.moveaxis(value, 0, 1) for name, value in found.items()}
+
+
+def _model(f: Any) -> Any:
+    return f.predictor if isinstance(f, Population) else f
+
+
+def _of(live: Live, record: Record) -> Record:
+    """The record with the start and the known facts of the twins, and with nothing past."""
+    return Record(record.inputs, record.observations, live.known, live.time)
+
+
+def _checked(model: Any, live: Live, new: Record, until: Any) -> Record:
+    if len(next(iter(new.observations.values())).time) != len(live):
+        raise ValueError(f"the new record has not the twins' {len(live)} patient(s)")
+    ends = np.inf if until is None else np.broadcast_to(np.asarray(until, float), (len(live),))
+    time = np.asarray(live.time)
+    for name, series in new.observations.items():
+        mask, when = np.asarray(series.mask), np.asarray(series.time)
+        for wrong, says in (
+            (mask & (when < time[:, None]), "before the twin's time"),
+            (mask & (when > np.reshape(ends, (-1, 1))), "after until,"),
+        ):
+            if np.any(wrong):
+                i, j = np.argwhere(wrong)[0]
+                limit = time[i] if says.startswith("before") else np.broadcast_to(ends, time.shape)[i]
+                where = f"patient {live.ids[i]!r}, channel {name!r}"
+                raise ValueError(f"{where}: a measurement at {when[i, j]:g} is {says} {limit:g}")
+    # Padding may lie anywhere; the solver is not to go back for it.
+    rows = {
+        name: replace(series, time=np.maximum(np.asarray(series.time), time[:, None]))
+        for name, series in new.observations.items()
+    }
+    for i, patient in enumerate(live.ids):
+        seen = {name: jax.tree.map(lambda leaf, i=i: np.asarray(leaf)[i], s) for name, s in rows.items()}
+        check_record(model, Record(model.inputs(), seen, {}, time[i]), patient)
+    return _of(live, Record(jax.tree.map(jnp.asarray, new.inputs), jax.tree.map(jnp.asarray, rows)))
+
+
+def _begun(model: Any, priors: Any, base: Any, record: Record, theta: Any, ids: Any) -> Live:
+    """Twins at the start of their records; theta (patient, draw, name)."""
+    target = Target(model, tuple(priors))
+    shape = theta.shape[:2]
+    return Live(
+        ids=tuple(ids),
+        priors=target.priors,
+        base=jax.tree.map(jnp.asarray, base),
+        known={name: jnp.asarray(value) for name, value in record.known.items()},
+        u=jax.vmap(jax.vmap(target.unbounded))(theta),
+        belief=_beginnings(target, base, record, theta),
+        log_weight=jnp.full(shape, -jnp.log(float(shape[1])), dtype=float),
+        time=jnp.asarray(record.t0, float),
+        given=jnp.full(shape[:1], -jnp.inf, dtype=float),
+        renewed=jnp.zeros(shape[:1], int),
+        lost=jnp.zeros(shape[:1], int),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("target",))
+@standard_promotion
+def _beginnings(target: Target, base: Any, record: Record, theta: Any) -> Gaussian:
+    def one(theta: Any, record: Record) -> Gaussian:
+        return beginning(target.f, parameters(target.names, base, theta, record))
+
+    return jax.vmap(lambda theta, record: jax.vmap(lambda row: one(row, record))(theta))(theta, record)
+
+
+@functools.partial(jax.jit, static_argnames=("target",))
+@standard_promotion
+def _bounded(target: Target, u: Any) -> Any:
+    return jax.vmap(jax.vmap(target.bounded))(u)
+
+
+def _up_to(history: Record, stop: Any) -> Record:
+    """Without the measurements later than `stop`, whose rows are kept for their shape."""
+    kept = {
+        name: replace(series, mask=series.mask & (series.time <= stop[:, None]))
+        for name, series in history.observations.items()
+    }
+    return Record(history.inputs, kept, history.known, history.t0)
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
+@standard_promotion
+def _followed(model: Any, live: Live, record: Record, stop: Any) -> Live:
+    """The twins at `stop`, their states carried there and nothing learned."""
+    moved, _ = _carried(model, live, live.u, live.belief, record, stop, live.given)
+    return replace(live, belief=moved, time=stop, given=stop)
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
+@standard_promotion
+def _learned(model: Any, live: Live, record: Record, past: Record | None, stop: Any, key: Any) -> Live:
+    moved, found = _carried(model, live, live.u, live.belief, record, stop, live.given)
+    # Beside a measurement that costs the penalty another may win a little back.
+    lost = jnp.all(found <= 0.5 * PENALTY, axis=1)
+    heavier = live.log_weight + jnp.where(lost[:, None], 0.0, found)
+    weight = heavier - jax.scipy.special.logsumexp(heavier, axis=1, keepdims=True)
+    few = jnp.exp(-jax.scipy.special.logsumexp(2.0 * weight, axis=1)) < _FEW * weight.shape[1]
+
+    def renew(state: tuple) -> tuple:
+        keys = jax.random.split(key, len(live.ids))
+        if past is None:
+            new = jax.vmap(spread)(state[0], state[1], state[2], keys)
+        else:
+            new = _moved(model, live, past, stop, state, keys)
+        return jax.tree.map(lambda n, old: jnp.where(beside(few, n), n, old), new, state)
+
+    # Of a ward most updates renew nobody, and then no time is spent on it.
+    state = (live.u, moved, weight)
+    u, belief, weight = jax.lax.cond(jnp.any(few), renew, lambda state: state, state)
+    counted = {"renewed": live.renewed + few.astype(int), "lost": live.lost + lost.astype(int)}
+    return replace(live, u=u, belief=belief, log_weight=weight, time=stop, given=stop, **counted)
+
+
+def _carried(
+    model: Any, live: Live, u: Any, belief: Gaussian, record: Record, stop: Any, given: Any
+) -> tuple[Gaussian, Any]:
+    """Every draw's belief at `stop`, and log-likelihood of the record, (patient, draw).
+
+    A draw that could not be solved keeps the belief that it had, which must not be NaN where draws are
+    averaged, and loses its weight.
+    """
+    target = Target(model, live.priors)
+
+    def draw(u: Any, belief: Gaussian, record: Record, stop: Any, given: Any) -> tuple[Gaussian, Any]:
+        p = parameters(target.names, live.base, target.bounded(u), record)
+        moved, predicted = advance(model, p, belief, record, stop, given)
+        good = jnp.all(jnp.isfinite(moved.mean)) & jnp.all(jnp.isfinite(moved.covariance))
+        kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), moved, belief)
+        return kept, jnp.where(good, log_likelihood_of(predicted, record), PENALTY)
+
+    def patient(u: Any, belief: Gaussian, record: Record, stop: Any, given: Any) -> tuple[Gaussian, Any]:
+        return jax.vmap(lambda u, b: draw(u, b, record, stop, given))(u, belief)
+
+    return jax.vmap(patient)(u, belief, record, stop, given)
+
+
+def _moved(model: Any, live: Live, past: Record, stop: Any, state: tuple, keys: Any) -> tuple:
+    """Draws of equal weight, moved by Metropolis steps on the posterior of everything measured."""
+    target = Target(model, live.priors)
+    u, _, weight = state
+    never = jnp.full(stop.shape, -jnp.inf, dtype=float)
+
+    def density(u: Any) -> tuple[Gaussian, Any]:
+        theta = jax.vmap(jax.vmap(target.bounded))(u)
+        start = _beginnings(target, live.base, past, theta)
+        belief, found = _carried(model, live, u, start, past, stop, never)
+        return belief, found + jnp.sum(jax.vmap(jax.vmap(target.log_prior))(u), axis=2)
+
+    roots = jax.vmap(lambda u, weight: root_of(covariance_of(u, weight)[1]))(u, weight)
+    rows = jax.vmap(lambda w, k: drawn_rows(w, jax.random.uniform(k), w.shape[0]))(weight, keys)
+    u = jax.vmap(lambda u, rows: u[rows])(u, rows)
+
+    def step(carry: tuple, count: Any) -> tuple[tuple, None]:
+        u, belief, at = carry
+        key_noise, key_accept = jax.random.split(jax.random.fold_in(keys[0], count))
+        noise = jax.random.normal(key_noise, u.shape) * (_REACH / u.shape[2] ** 0.5)
+        proposed = u + jnp.einsum("pij,pdj->pdi", roots, noise)
+        new, there = density(proposed)
+        accepted = jnp.log(jax.random.uniform(key_accept, at.shape)) < there - at
+        taken = jax.tree.map(
+            lambda n, old: jnp.where(beside(accepted, n), n, old),
+            (proposed, new, there),
+            (u, belief, at),
+        )
+        return taken, None
+
+    (u, belief, _), _ = jax.lax.scan(step, (u, *density(u)), jnp.arange(_MOVES))
+    return u, belief, jnp.full_like(weight, -jnp.log(float(weight.shape[1])))
