@@ -58,10 +58,11 @@ def couple(
         source: citation of the whole.
 
     Raises:
-        ValueError: a port does not exist, units cannot be converted, outputs contain each other (an
-            algebraic loop), a driven parameter sets a start, an error or a dosing, or two things share a
-            name: with the wire, the names or the ports along the loop.
+        ValueError: there is no part, a part's name has a dot, a port does not exist, units cannot be converted,
+            outputs contain each other (an algebraic loop), a driven parameter sets a start, an error or a
+            dosing, or two things share a name: with the wire, the names or the ports along the loop.
     """
+    _check_parts(name, parts)
     time = time or next(iter(parts.values())).time
     found = wired(name, parts, wires, time)
     pairs = tuple(parts.items())
@@ -86,6 +87,17 @@ def couple(
         stiffness="; ".join(f"{part}: {model.stiffness}" for part, model in pairs if model.stiffness),
         valid="; ".join(f"{part}: {model.valid}" for part, model in pairs if model.valid),
     )
+
+
+def _check_parts(name: str, parts: Mapping[str, Model]) -> None:
+    if not parts:
+        raise ValueError(f"{name}: parts is empty; wanted part -> model, one at least")
+    for part in parts:
+        if "." in part:
+            raise ValueError(
+                f"{name}: the name of part {part!r} has a dot, which parts a part from its port; "
+                f"call it {part.replace('.', '_')!r}"
+            )
 
 
 def _refuse_shared_dosing(join: Join) -> None:

@@ -127,7 +127,7 @@ def profile(
             prior (on its unbounded scale), and the ends are refined.
         priors: as in `fit`. They say what is estimated, and on which scale.
         objective: "likelihood" leaves the priors out; "posterior" profiles the density that `fit` climbs.
-        level: of the interval.
+        level: of the interval, above 0 and below 1.
 
     Raises:
         ValueError: data, priors or a name that do not fit `f`, a grid beyond the parameter's limits, or data
@@ -190,6 +190,8 @@ def _searching(
         raise ValueError(f"{name!r} is not estimated; estimated are {sorted(free)}")
     if objective not in ("likelihood", "posterior"):
         raise ValueError(f"objective: expected 'likelihood' or 'posterior', found {objective!r}")
+    if not 0.0 < level < 1.0:
+        raise ValueError(f"level: expected a share above 0 and below 1, as 0.95; found {level!r}")
     return _Search(
         Target(differentiated(f, "forward"), tuple(free.items())),
         jax.tree.map(jnp.asarray, base),

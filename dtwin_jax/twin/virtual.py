@@ -92,8 +92,10 @@ def fit_joint(table: Mapping[str, Any], *, empirical: tuple[str, ...] = ()) -> J
         empirical: names whose distribution is the sample's.
 
     Raises:
-        ValueError: fewer than three people, unequal lengths, or values that are not finite.
+        ValueError: no column, fewer than three people, unequal lengths, or values that are not finite.
     """
+    if not table:
+        raise ValueError("fit_joint: table is empty; wanted name -> (people,) values, one column at least")
     columns = {name: np.asarray(column, float) for name, column in table.items()}
     check_names("the table", "column", empirical, columns)
     lengths = {name: column.shape for name, column in columns.items()}
@@ -181,7 +183,7 @@ def virtual_population(
     *,
     key: Any,
     like: Joint | None = None,
-    plausible: Mapping[str, tuple[float, float]] | None = None,
+    plausible: Mapping[str, tuple[float, float] | None] | None = None,
     accept: Callable[[Any, Mapping[str, Any]], Any] | None = None,
     batch: int = 256,
 ) -> VirtualPopulation:
@@ -195,16 +197,19 @@ def virtual_population(
         key: random key.
         like: joint distribution of parameters (and covariates that are parameters), from `fit_joint` of real
             or published patients. Parameters that it lacks come from their priors, or keep their defaults.
-        plausible: output -> (low, high); by default the ranges that the model declares.
+        plausible: output -> (low, high). What it names takes the place of the range that the model declares
+            of that output, and None lifts it; the other outputs of the record keep their declared ranges.
         accept: (params of one patient, output -> (times,)) -> bool, a further condition.
-        batch: patients simulated at a time.
+        batch: patients simulated at a time, at least 1.
 
     Raises:
-        ValueError: a name is no output or parameter of the model, or hardly any patient is plausible: the
-            message says which condition refused how many.
+        ValueError: n or batch is below 1, a name is no output or parameter of the model, or hardly any
+            patient is plausible: the message says which condition refused how many.
     """
     if n < 1:
         raise ValueError(f"virtual_population needs n of at least 1, found {n}")
+    if batch < 1:
+        raise ValueError(f"virtual_population needs batch of at least 1, found {batch}")
     ranges = _ranges(model, record, plausible)
     kept: list[Any] = []
     refused, drawn, found = dict.fromkeys(("solver", *ranges, "accept"), 0), 0, 0
@@ -234,7 +239,7 @@ def _for_all(record: Record, count: int) -> Record:
 
 
 def _ranges(
-    model: Any, record: Record, plausible: Mapping[str, tuple[float, float]] | None
+    model: Any, record: Record, plausible: Mapping[str, tuple[float, float] | None] | None
 ) -> dict[str, tuple[float, float]]:
     outputs = model.schema().outputs
     declared = {
@@ -242,7 +247,8 @@ def _ranges(
     }
     check_names(model.name, "output", plausible or {}, outputs)
     check_names("the record", "channel", plausible or {}, record.observations)
-    return declared | dict(plausible or {})
+    merged = declared | dict(plausible or {})
+    return {name: limits for name, limits in merged.items() if limits is not None}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

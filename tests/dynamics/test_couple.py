@@ -308,6 +308,13 @@ def test_names_that_would_be_two_things_are_refused():
         couple("wrong", {"a": prompt, "b": prompt}, {"a.oral": "b_iv"}).inputs()
 
 
+def test_no_part_and_a_part_with_a_dot_are_refused():
+    with pytest.raises(ValueError, match="none: parts is empty"):
+        couple("none", {}, {})
+    with pytest.raises(ValueError, match=r"name of part 'a\.b' has a dot.*call it 'a_b'"):
+        couple("dotted", {"a.b": drug}, {})
+
+
 def test_a_compiled_observe_is_no_loop():
     """Each output of a function compiled by itself contains what it is made of, not all of its arguments."""
 

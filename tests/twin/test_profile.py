@@ -172,5 +172,8 @@ def test_a_name_a_grid_and_an_objective_that_do_not_fit_are_refused():
         profile(Line(), record, "slope", key=KEY, priors={"slope": uniform(0.0, 2.0)}, grid=[1.0, 3.0])
     with pytest.raises(ValueError, match="found 'prior'"):
         profile(Line(), record, "slope", key=KEY, objective="prior")
+    for level in (0.0, 1.0, 2.0):
+        with pytest.raises(ValueError, match=f"level: expected a share.*found {level}"):
+            profile(Line(), record, "slope", key=KEY, level=level)
     with pytest.raises(ValueError, match="decay explains the measurements from no start"):
         profile(Decay(limit=0.0), measured(FALLING, EARLY), "rate", key=KEY)

@@ -10,7 +10,7 @@ from dtwin_jax.core.quantity import replace_fields, values
 from dtwin_jax.core.record import Record, Series
 from dtwin_jax.core.signal import Doses
 from dtwin_jax.dynamics.model import expect
-from dtwin_jax.models import one_compartment
+from dtwin_jax.models import egfr, one_compartment
 from dtwin_jax.models.uva_padova import uva_padova, virtual_patients
 from dtwin_jax.twin.virtual import fit_joint, virtual_population
 
@@ -63,6 +63,23 @@ def test_a_condition_that_nobody_meets_is_told_with_its_count():
         virtual_population(one_compartment, 5, drug_record(), key=KEY, plausible={"glucose": (1.0, 2.0)})
 
 
+@pytest.mark.parametrize("wrong", [{"n": 0}, {"batch": 0}, {"batch": -3}])
+def test_numbers_below_one_are_refused(wrong):
+    (name,) = wrong
+    with pytest.raises(ValueError, match=f"{name} of at least 1, found {wrong[name]}"):
+        virtual_population(one_compartment, **{"n": 5, "record": drug_record(), "key": KEY} | wrong)
+
+
+def test_a_declared_range_holds_unless_it_is_replaced_or_lifted():
+    """An eGFR that starts at 300, where the model declares 0 to 250."""
+    record = Record(egfr.inputs(), {"egfr": Series([0.0])}, {"egfr0": 300.0})
+    with pytest.raises(ValueError, match="refused by egfr: 640"):
+        virtual_population(egfr, 5, record, key=KEY, batch=64)
+    for limits in ((0.0, 400.0), None):
+        found = virtual_population(egfr, 5, record, key=KEY, plausible={"egfr": limits}, batch=64)
+        assert found.acceptance == 1.0
+
+
 def test_a_joint_distribution_gives_back_what_it_was_fitted_to():
     """A bivariate log-normal, a normal with negative values, and an empirical covariate."""
     rng = np.random.default_rng(0)
@@ -91,6 +108,8 @@ def test_few_people_determine_no_correlations():
 
 
 def test_a_joint_distribution_needs_people():
+    with pytest.raises(ValueError, match="table is empty"):
+        fit_joint({})
     with pytest.raises(ValueError, match="of at least 3"):
         fit_joint({"a": [1.0, 2.0]})
     with pytest.raises(ValueError, match="a of person 1 is not finite"):
