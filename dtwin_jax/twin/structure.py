@@ -128,8 +128,8 @@ def structural_rank(
     Args:
         model: an ODE model.
         p: parameters about which to look, three random points near them; by default the declared values.
-        until: end of the experiment, which begins at 0, in the model's unit of time: above 0, long enough to see its slowest motion, and
-            within a thousand times its fastest.
+        until: end of the experiment, which begins at 0, in the model's unit of time: above 0, long enough to
+            see its slowest motion, and within a thousand times its fastest.
         key: random key of the points.
         inputs: what is given, numbers or signals; by default nothing.
         names: parameters that are not known; by default those with a prior, but for those of the noise.
@@ -142,8 +142,8 @@ def structural_rank(
         some, as where absorption and elimination are exchanged.
 
     Raises:
-        ValueError: an SDE, float32, an end not after the start, an unknown name, nothing to ask about, or a model that cannot be solved
-            at the points.
+        ValueError: an SDE, float32, an end not after the start, an unknown name, nothing to ask about, or a
+            model that cannot be solved at the points.
     """
     if not until > 0:
         raise ValueError(f"until: expected a time after 0, where the experiment begins; found {until}")

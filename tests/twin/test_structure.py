@@ -61,11 +61,13 @@ def test_what_no_output_depends_on_is_said_to_be_unseen():
         "nothing is seen of F",
         "nothing is seen of cv",
     }
+    assert "nothing was given" not in found.words
 
 
 def test_nothing_is_determined_where_nothing_is_given():
     found = kinetics(Inputs())
     assert found.rank == 0 and found.undetermined == ("CL", "V", "ka")
+    assert "nothing was given" in found.words
 
 
 class Params(eqx.Module):
@@ -182,5 +184,8 @@ def test_what_cannot_be_asked_is_refused():
         asked(states=["mass"])
     with pytest.raises(ValueError, match="two_exits has no channel 'mass'"):
         asked(channels=["mass"])
+    for end in (-1.0, 0.0, float("nan")):
+        with pytest.raises(ValueError, match=f"until: expected a time after 0.*found {end}"):
+            structural_rank(two_exits, until=end, key=KEY)
     with pytest.raises(ValueError, match=r"cannot be solved until 5\.0"):
         asked(replace(two_exits, drift=lambda t, x, u, p: Amount(amount=jnp.log(-x.amount))))
