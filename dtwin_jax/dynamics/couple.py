@@ -58,7 +58,7 @@ def couple(
         source: citation of the whole.
 
     Raises:
-        ValueError: there is no part, a part's name has a dot, a port does not exist, units cannot be converted,
+        ValueError: no part, a part's name with a dot, a port does not exist, units cannot be converted,
             outputs contain each other (an algebraic loop), a driven parameter sets a start, an error or a
             dosing, or two things share a name: with the wire, the names or the ports along the loop.
     """
