@@ -68,7 +68,7 @@ def _write_card(model: Any, path: Path) -> None:
 
     check_output(path)
     began = time.perf_counter()
-    say(f"Computing what a typical study of {model.name} would tell; about a minute at most.")
+    say(f"Computing what a typical study of {model.name} would tell: a minute, more where solves are slow.")
     write_card(model, path)
     say(f"Card: {path.resolve().as_uri()}  ({seconds(time.perf_counter() - began)})")
 

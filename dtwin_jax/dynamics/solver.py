@@ -27,7 +27,8 @@ class Solver:
 
     Attributes:
         method: makes the Diffrax solver: `diffrax.Tsit5` (explicit), `diffrax.Kvaerno5` (implicit, stiff),
-            `diffrax.ItoMilstein` or `diffrax.Euler` (SDE, Itô).
+            `diffrax.ItoMilstein` or `diffrax.Euler` (SDE, Itô), `diffrax.Heun` (SDE in the sense of
+            Stratonovich, or with noise that does not depend on the state; filters take Itô's).
         rtol: relative tolerance of the step size controller.
         atol: absolute tolerance, one number or one for each state in the order of the State's fields.
         max_steps: steps allowed between two events; more is reported as `Outcome.MAX_STEPS`.

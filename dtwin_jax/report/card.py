@@ -71,7 +71,8 @@ def write_card(model: Any, path: str | os.PathLike[str], *, budget: float = 60.0
     Args:
         model: its `example` is what the computed part looks at; without one that part says so.
         path: of the page; an old one is replaced in one step.
-        budget: seconds for the profiles; those that are not finished by then are left out.
+        budget: seconds; profiles that are not finished by then are left out. What comes before them takes
+            some ten solves with derivatives, however long these are.
     """
     return write_whole(render_card(model, budget=budget), path)
 
@@ -94,12 +95,13 @@ def why_absent(model: Any) -> str:
     if getattr(model, "example", None) is None:
         return "the model has no typical study (`example`)"
     if model.diffusion is not None:
-        return "it is a stochastic differential equation, whose likelihood needs a filter over its states"
+        return "it is a stochastic differential equation, of which what a design tells depends on the data"
     return ""
 
 
 def study_of(model: Any, *, budget: float) -> Study:
     """What the model's typical study would tell, at its default parameters."""
+    until = time.monotonic() + budget
     study = model.example()
     check_record(model, study)
     try:
@@ -128,7 +130,7 @@ def study_of(model: Any, *, budget: float) -> Study:
     seen = dict(zip(information.names, np.diagonal(information.matrix) > 0, strict=True))
     noise = tuple(name for name in free if seen[name] and not moved[name])
     data = _noise_free(study, found)
-    made, left = _profiles(model, data, information, noise, budget=budget)
+    made, left = _profiles(model, data, information, noise, until)
     unit_of = {name: q.unit for name, q in schema.parameters.items()}
     figure = plot.profile_panels(made, unit_of) if made else None
     words = f"Profiles of the likelihood by {', '.join(one.name for one in made)}."
@@ -246,9 +248,13 @@ def _noise_free(study: Record, found: Sequence[plot.Course]) -> Record:
 
 
 def _profiles(
-    model: Model, data: Record, information: Information, noise: tuple[str, ...], *, budget: float
+    model: Model, data: Record, information: Information, noise: tuple[str, ...], until: float
 ) -> tuple[list[Profile], tuple[str, ...]]:
-    """Profiles of the flattest parameter and of the least sure of those that close, and what was left out."""
+    """Profiles of the flattest parameter and of the least sure of those that close, and what was left out.
+
+    None is begun after `until`, and one that is not done by then is left out: which they are depends on the
+    machine, so the one that tells most comes first.
+    """
     names = [name for name in information.names if name not in noise]
     if not names:
         return [], ("Only parameters of the errors of measurement are estimated.",)
@@ -256,9 +262,8 @@ def _profiles(
     prior = dict(zip(information.names, information.prior**-0.5, strict=True))
     flattest = max(names, key=lambda name: sd[name] / prior[name])
     closing = [name for name in names if sd[name] < _CLOSES * prior[name] and name != flattest]
-    chosen = [*sorted(closing, key=lambda name: -sd[name])[:_PROFILED], flattest]
+    chosen = [flattest, *sorted(closing, key=lambda name: -sd[name])[:_PROFILED]]
     held = {name: float(values(model.params())[name]) for name in noise}
-    until = time.monotonic() + budget
     how = {"key": jax.random.key(0), "starts": 1, "steps": _STEPS, "priors": held}
     made: list[Profile] = []
     try:
@@ -267,7 +272,7 @@ def _profiles(
     except ValueError as error:
         return made, (f"No more profiles: {error}.",)
     left = chosen[len(made) :]
-    return made, (f"Left out, not finished within {budget:.0f} s: {', '.join(left)}.",) if left else ()
+    return made, (f"Left out, not finished in the time given: {', '.join(left)}.",) if left else ()
 
 
 def _standard_errors(information: Information, units: dict[str, str]) -> Table:

@@ -87,7 +87,7 @@ class Live(eqx.Module):
         return np.asarray(jnp.exp(-jax.scipy.special.logsumexp(2.0 * self.log_weight, axis=1)))
 
 
-def begin(f: Any, tree: Any, *, draws: int = 200) -> Live:
+def live(f: Any, tree: Any, *, draws: int = 200) -> Live:
     """Live twins of the patients of a calibration, just after their last measurement.
 
     Args:
@@ -100,12 +100,12 @@ def begin(f: Any, tree: Any, *, draws: int = 200) -> Live:
     values, _ = sampled(tree, draws)
     theta = np.moveaxis(theta_of(density, values, len(cohort)), 0, 1)
     record = jax.tree.map(jnp.asarray, cohort.record)
-    live = _begun(density.predictor, density.priors, base, record, jnp.asarray(theta), cohort.ids)
+    twins = _begun(density.predictor, density.priors, base, record, jnp.asarray(theta), cohort.ids)
     # The posterior has learned from these measurements already: only the state is to follow them.
-    return _followed(density.predictor, live, record, last_times(record))
+    return _followed(density.predictor, twins, record, last_times(record))
 
 
-def begin_from_prior(f: Any, cohort: Cohort, *, key: Any, draws: int = 200, priors: Any = None) -> Live:
+def live_from_prior(f: Any, cohort: Cohort, *, key: Any, draws: int = 200, priors: Any = None) -> Live:
     """Live twins of patients of whom nothing is known but their priors, at the start of their records.
 
     Args:
@@ -116,7 +116,7 @@ def begin_from_prior(f: Any, cohort: Cohort, *, key: Any, draws: int = 200, prio
         priors: as in `fit`.
     """
     if isinstance(f, Population):
-        raise ValueError("begin_from_prior takes a model: a Population's patients begin from a calibration")
+        raise ValueError("live_from_prior takes a model: a Population's patients begin from a calibration")
     base, free = estimated(f, priors or {}, tuple(cohort.record.known))
     target = Target(f, tuple(free.items()))
     keys = jax.random.split(key, (len(cohort), draws))
@@ -180,7 +180,7 @@ def parameters_of(live: Live) -> dict[str, np.ndarray]:
 
 @functools.partial(jax.jit, static_argnames=("model", "count"))
 @standard_promotion
-def expected(model: Any, live: Live, planned: Record, key: Any, count: int = 200) -> dict[str, Any]:
+def forecast_live(model: Any, live: Live, planned: Record, key: Any, count: int = 200) -> dict[str, Any]:
     """Predictive draws of a plan from what the twins believe now.
 
     Args:
@@ -209,7 +209,7 @@ def expected(model: Any, live: Live, planned: Record, key: Any, count: int = 200
         rows = drawn_rows(weight, jax.random.uniform(at), count)
         some = jax.tree.map(lambda leaf: leaf[rows], (u, belief))
         keys = jax.random.split(key, count)
-        return jax.vmap(lambda one, k: draw(*one, record, given, live.base, k))(some, keys)
+        return jax.vmap(lambda one, k: draw(one[0], one[1], record, given, live.base, k))(some, keys)
 
     planned = _of(live, planned)
     keys = jax.random.split(key, len(live.ids))

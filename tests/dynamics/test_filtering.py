@@ -18,7 +18,7 @@ from dtwin_jax.core.signal import Doses, Input, Sampled
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.filtering.gaussian import linear_move
 from dtwin_jax.dynamics.filtering.kalman import ExtendedKalman, Kalman, UnscentedKalman
-from dtwin_jax.dynamics.filtering.run import states
+from dtwin_jax.dynamics.filtering.run import estimate_states
 from dtwin_jax.dynamics.filtering.swarm import EnsembleKalman, ParticleFilter
 from dtwin_jax.dynamics.model import Model
 from dtwin_jax.dynamics.residual import additive, log_normal
@@ -181,7 +181,7 @@ def test_smoothed_states_are_those_of_the_joint_normal():
     variance = np.diag(whole[np.ix_(new, new)] - noise - gain @ whole[np.ix_(old, new)])
     for method in (Kalman(), ExtendedKalman(TIGHT), UnscentedKalman(TIGHT)):
         model = replace(MODEL, filter=method)
-        found = jax.jit(lambda p, model=model: states(model, p, RECORD, times))(P)
+        found = jax.jit(lambda p, model=model: estimate_states(model, p, RECORD, times))(P)
         np.testing.assert_allclose(np.concatenate([found.mean.central, found.mean.depot]), exact, atol=1e-7)
         np.testing.assert_allclose(
             np.concatenate([found.sd.central, found.sd.depot]), np.sqrt(variance), rtol=1e-6
@@ -264,7 +264,7 @@ def test_moments_of_geometric_brownian_motion_are_exact():
     mean = 1.5 * np.exp(rate * t)
     spread = mean * np.sqrt(np.exp(variance * t) - 1.0)
     for method in (ExtendedKalman(TIGHT), UnscentedKalman(TIGHT)):
-        found = states(
+        found = estimate_states(
             replace(GROWTH, filter=method),
             Growth(),
             Record(Inputs(), {"size": Series([], [])}),

@@ -11,9 +11,9 @@ import pytest
 from dtwin_jax.core.quantity import assign
 from dtwin_jax.core.signal import Sampled
 from dtwin_jax.dynamics.periodic import PeriodicOutcome, Search, periodic
-from dtwin_jax.dynamics.started import Start, started
 from dtwin_jax.dynamics.simulate import simulate
 from dtwin_jax.dynamics.solver import Solver
+from dtwin_jax.dynamics.started import Start, started
 from dtwin_jax.models import left_heart, linear_health_sde, windkessel_2, windkessel_3_half_sine
 from dtwin_jax.models.left_heart import Inputs, Params
 from dtwin_jax.models.windkessel import HalfSineParams3, HeartInputs

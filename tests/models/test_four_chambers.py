@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dtwin_jax.dynamics.periodic import PeriodicOutcome, Search, periodic
-from dtwin_jax.dynamics.started import Start, started
 from dtwin_jax.dynamics.simulate import simulate
 from dtwin_jax.dynamics.solver import Outcome
+from dtwin_jax.dynamics.started import Start, started
 from dtwin_jax.models import four_chambers
 from dtwin_jax.models.four_chambers import Inputs, Params, flows, pressures, valve
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from dtwin_jax.dynamics.periodic import PeriodicOutcome, Search, periodic
-from dtwin_jax.dynamics.started import Start, started
 from dtwin_jax.dynamics.simulate import simulate
 from dtwin_jax.dynamics.solver import Outcome
+from dtwin_jax.dynamics.started import Start, started
 from dtwin_jax.models import left_heart
 from dtwin_jax.models.left_heart import Inputs, Params, flows, pressures
 

@@ -11,9 +11,9 @@ import pytest
 
 from dtwin_jax.core.signal import Sampled
 from dtwin_jax.dynamics.periodic import PeriodicOutcome, periodic
-from dtwin_jax.dynamics.started import Start, started
 from dtwin_jax.dynamics.simulate import simulate
 from dtwin_jax.dynamics.solver import Solver
+from dtwin_jax.dynamics.started import Start, started
 from dtwin_jax.models import (
     windkessel_2,
     windkessel_3,

@@ -22,7 +22,7 @@ from dtwin_jax.dynamics.model import Model
 from dtwin_jax.dynamics.residual import additive
 from dtwin_jax.dynamics.solver import Solver
 from dtwin_jax.inference.population import Population
-from dtwin_jax.twin.live import Live, assimilate, begin_from_prior, expected, parameters_of
+from dtwin_jax.twin.live import Live, assimilate, forecast_live, live_from_prior, parameters_of
 
 KEY = jax.random.key(3)
 
@@ -108,7 +108,7 @@ def moments(live: Live, patient):
 
 
 def followed(history):
-    live = begin_from_prior(MODEL, COHORT, key=KEY, draws=600)
+    live = live_from_prior(MODEL, COHORT, key=KEY, draws=600)
     for i in range(4):
         given = COHORT.record if history else None
         live = assimilate(MODEL, live, rows(2 * i, 2 * i + 2), key=jax.random.fold_in(KEY, i), history=given)
@@ -144,7 +144,7 @@ def test_stretches_have_together_the_likelihood_of_the_whole(model):
 def test_forecast_is_that_of_the_weighted_draws():
     live = followed(True)
     plan = Record(COHORT.record.inputs, {"amount": Series(np.full((2, 1), 9.0))}, {}, COHORT.record.t0)
-    drawn = np.asarray(expected(MODEL, live, plan, KEY, 4000)["amount"])
+    drawn = np.asarray(forecast_live(MODEL, live, plan, KEY, 4000)["amount"])
     assert drawn.shape == (4000, 2, 1)
     for patient in range(2):
         (base, start), _ = moments(live, patient)
@@ -154,7 +154,7 @@ def test_forecast_is_that_of_the_weighted_draws():
 
 
 def test_measurements_that_nothing_explains_are_counted_and_passed_over():
-    live = begin_from_prior(MODEL, COHORT, key=KEY, draws=20)
+    live = live_from_prior(MODEL, COHORT, key=KEY, draws=20)
     broken = rows(0, 2)
     value = broken.observations["amount"].value.copy()
     value[0, 0] = 1e9
@@ -166,7 +166,7 @@ def test_measurements_that_nothing_explains_are_counted_and_passed_over():
 
 
 def test_wrong_measurements_are_named():
-    live = begin_from_prior(MODEL, COHORT, key=KEY, draws=20)
+    live = live_from_prior(MODEL, COHORT, key=KEY, draws=20)
     live = assimilate(MODEL, live, rows(0, 2), key=KEY, until=3.0)
     with pytest.raises(ValueError, match=r"patient 'a', channel 'amount': .* at 2 is before .* time 3"):
         assimilate(MODEL, live, rows(2, 4), key=KEY)

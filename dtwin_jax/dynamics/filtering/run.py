@@ -78,7 +78,7 @@ def predicted_until(
     return found, jax.tree.map(lambda leaf: leaf[last], steps.after)
 
 
-def states(model: Any, p: Any, record: Record, times: Vector, *, smooth: bool = True) -> States:
+def estimate_states(model: Any, p: Any, record: Record, times: Vector, *, smooth: bool = True) -> States:
     """The state of an SDE at `times` given the record's measurements.
 
     Pure, under `jit` and `vmap`. The measurements are those of the record's `past` and `observations`.
