@@ -117,6 +117,58 @@ def with_weights(model: Model, p: Any) -> Model:
     return replace(model, params=_Held(structure, kept))
 
 
+def last_layer(net: Any) -> Any:
+    """Weight and bias of the last of a network's `layers`."""
+    return net.layers[-1].weight, net.layers[-1].bias
+
+
+def with_prior(
+    model: Model, p: Any, sd: float, *, where: Callable[[Any], Any] = last_layer, prefix: str = "w"
+) -> Model:
+    """The hybrid in which some weights are parameters with a prior: a Bayesian last layer.
+
+    The weights are `sd * w_0`, `sd * w_1`, and so on, each `w` with a prior normal(0, 1); they start as in
+    `p`, as all other parameters do. What estimates parameters estimates them: `fit`, `calibrate`, and
+    `calibrate` of a `Population`, which shares them between patients unless told to vary them.
+
+    Args:
+        model: a hybrid.
+        p: its trained parameters.
+        sd: of the weights before any data.
+        where: network -> leaf or tuple of leaves; hashable, a function of a module.
+        prefix: of the parameters' names.
+    """
+    parts = parts_of(model)
+    leaves = jax.tree.leaves(where(p.net))
+    flat = np.concatenate([np.ravel(leaf) for leaf in leaves]) / sd
+    names = tuple(f"{prefix}_{i}" for i in range(len(flat)))
+    residual = _Weighed(parts.residual, where, names, sd)
+    made = hybrid(
+        parts.base, residual, parts.net, sees=parts.sees, latent=(*parts.latent, *names), name=model.name
+    )
+    own = vars(p) | {name: jnp.asarray(value) for name, value in zip(names, flat, strict=True)}
+    return with_weights(made, type(made.params())(**own))
+
+
+@dataclass(frozen=True)
+class _Weighed:
+    """A residual whose network has some weights from the parameters."""
+
+    residual: Residual
+    where: Callable[[Any], Any]
+    names: tuple[str, ...]
+    sd: float
+
+    def __call__(self, t: Any, x: Any, u: Any, p: Any, net: Any) -> Mapping[str, Any]:
+        vector = self.sd * jnp.stack([getattr(p, name) for name in self.names])
+        leaves, structure = jax.tree.flatten(self.where(net))
+        new, start = [], 0
+        for leaf in leaves:
+            new.append(vector[start : start + leaf.size].reshape(leaf.shape))
+            start += leaf.size
+        return self.residual(t, x, u, p, eqx.tree_at(self.where, net, jax.tree.unflatten(structure, new)))
+
+
 @dataclass(frozen=True)
 class _Held:
     """Numbers as text of bytes, so that a model with them is hashable and equal by content."""

@@ -128,7 +128,7 @@ def train(
     _check(f, cohort, batch, chosen)
     p = f.params() if params is None else params
     prepared = differentiated(f, "reverse")
-    objective = Objective(prepared, chosen_scales(p, where), _individual(f, p, cohort, chosen.individual))
+    objective = Objective(prepared, chosen_scales(p, where), individual_of(f, p, cohort, chosen.individual))
     task = Task(objective, optimiser, batch, chosen.penalty, chosen.patience)
     shared, rest = eqx.partition(unbind(objective.scales, p), mask(p, where))
     start = Weights(shared, {name: jnp.zeros(len(cohort)) for name, _, _ in objective.individual})
@@ -163,9 +163,10 @@ def _check(f: Any, cohort: Cohort, batch: int | None, options: Options) -> None:
         raise ValueError(f"train: patient {both[0]!r} is both trained on and held out")
 
 
-def _individual(
+def individual_of(
     f: Any, p: Any, cohort: Cohort, wanted: Mapping[str, float] | tuple[str, ...]
 ) -> tuple[tuple[str, Prior, float], ...]:
+    """Name, prior and sd between patients of what each patient has; refuses what is known."""
     declared, found = quantities(p), []
     check_names(f.name, "parameter", wanted, declared)
     for name in wanted:

@@ -11,10 +11,10 @@ import pytest
 from saturable import KM, TIMES, VMAX, VOLUME, concentration, mechanism, patients, saturable, start
 
 from dtwin_jax.core.prior import normal
-from dtwin_jax.core.quantity import quantities
+from dtwin_jax.core.quantity import assign, quantities
 from dtwin_jax.core.signal import Doses
 from dtwin_jax.dynamics.check import check_model
-from dtwin_jax.dynamics.hybrid import hybrid, parts_of, with_weights
+from dtwin_jax.dynamics.hybrid import hybrid, parts_of, with_prior, with_weights
 from dtwin_jax.dynamics.simulate import simulate
 from dtwin_jax.inference.train import train
 from dtwin_jax.models import minimal_model, one_compartment
@@ -104,6 +104,22 @@ def test_trained_weights_become_the_defaults_of_a_hashable_model(with_network):
         jax.tree.leaves(kept.params()), jax.tree.leaves(with_network.params), strict=True
     ):
         np.testing.assert_array_equal(mine, theirs)
+
+
+def test_last_layer_with_a_prior_starts_as_trained_and_says_what_it_is(with_network):
+    p = with_network.params
+    made = with_prior(saturable, p, 2.0)
+    names = {f"w_{i}" for i in range(6)}
+    declared = quantities(made.params())
+    assert set(declared) == {*quantities(p), *names}
+    assert all(declared[name].prior == normal(0.0, 1.0) for name in names)
+    x = State(jnp.asarray(3.0), jnp.asarray(200.0))
+    at = jnp.asarray(0.0), x, Inputs()
+    before, after = (m.drift(*at, q).central for m, q in ((saturable, p), (made, made.params())))
+    assert float(after) == pytest.approx(float(before), rel=1e-12)
+    # The bias, the last of the weights, moves the rate by 2 of its own units.
+    moved = made.drift(*at, assign(made.params(), {"w_5": made.params().w_5 + 1.0})).central
+    assert float(moved - after) == pytest.approx(-0.1 * 200.0 * 2.0)
 
 
 def insulin_effect(t, x, u, p, net):
