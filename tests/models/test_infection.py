@@ -111,6 +111,16 @@ def test_hcv_agrees_with_reference(shared):
     np.testing.assert_allclose([HcvParams().V0, HcvParams().R0], [p.V0, R0], rtol=1e-4)
 
 
+def test_hcv_without_production_is_cleared_at_its_own_rate_and_can_come_back():
+    """Virus alone falls as exp(-c t); when production starts again it finds the cells still infected."""
+    t = jnp.asarray([1.0, 2.0, 20.0, 21.0])
+    cleared = solved(hcv, 1e-6, 1e-8)(hcv.params(), HcvInputs(epsilon=Steps([0.0, 20.0], [1.0, 0.5])), t)
+    np.testing.assert_allclose(cleared.output.viral_load[:2] / 4.7597e5, np.exp([-8.0, -16.0]), rtol=1e-2)
+    assert cleared.output.viral_load[2] < 1e-4
+    infected = jnp.exp(cleared.state.log_infected[3])
+    np.testing.assert_allclose(cleared.output.viral_load[3] / 4.7597e5, 0.5 * infected, rtol=0.1)
+
+
 def test_influenza_agrees_with_reference(shared):
     reference = table(shared("reference/models/viral_influenza_baccam2006.csv"))
     given, _ = parameters_of(shared, "influenza_baccam2006")
@@ -194,6 +204,10 @@ def test_final_size_solves_its_equation_by_the_lambert_function():
 RARE = {
     "hiv": (hiv, {"V0": 1e-12}, {"efficacy": 1.0}),
     "hcv cured": (hcv, {}, {"epsilon": 1.0, "eta": 1.0}),
+    "hcv without production": (hcv, {}, {"epsilon": 1.0}),
+    "hcv without infection": (hcv, {}, {"eta": 1.0}),
+    "influenza without production": (influenza, {}, {"efficacy": 1.0}),
+    "sarscov2 without replication": (sarscov2, {}, {"efficacy": 1.0}),
     "influenza of one virion": (influenza, {"V0": 1e-12}, {}),
     "influenza that cannot spread": (influenza, {"R0": 1e-6}, {"efficacy": 1.0}),
     "eclipse": (influenza_eclipse, {"V0": 1e-12}, {"efficacy": 0.99}),
@@ -210,7 +224,8 @@ def test_rare_courses_are_finite(name):
 
     def last(p, u):
         return sum(
-            jnp.sum(each) for each in jax.tree.leaves(simulate(model, p, u, jnp.asarray([30.0])).output)
+            jnp.sum(each)
+            for each in jax.tree.leaves(simulate(model, p, u, jnp.asarray([30.0, 100.0])).output)
         )
 
     value, gradient = jax.jit(jax.value_and_grad(last, argnums=(0, 1)))(p, u)
