@@ -204,7 +204,8 @@ hovorka = Model(
     solver=Solver(rtol=1e-6, atol=(1e-6, 1e-6, 1e-5, 1e-5, 1e-6, 1e-9, 1e-9, 1e-8, 1e-6, 1e-6)),
     source="Hovorka et al. 2004, Physiol Meas 25:905, doi 10.1088/0967-3334/25/4/010",
     valid="Adults with type 1 diabetes on rapid-acting subcutaneous insulin, for hours to a day: no exercise,"
-    " no counter-regulation, no change of sensitivity with the hour.",
+    " no counter-regulation, no change of sensitivity with the hour. Nothing holds glucose above 0: far too"
+    " much insulin, as 100 IU without a meal, takes it to -3.7 mmol/L. Below 2 mmol/L is outside.",
     stiffness="Time constants of 7 (plasma insulin) to 730 min (glucose): an explicit solver.",
     checked="All ten states over 10 h with a meal and a bolus agree with another transcription to 1e-6.",
     example=example,

@@ -160,6 +160,10 @@ def test_pressure_and_kidney_follow_their_slow_closed_form():
     wanted = [decline(56.0, 0.5, untreated), at_one, *(decline(at_one, t - 1, treated) for t in (3.0, 10.0))]
     np.testing.assert_allclose(found.output.egfr, wanted, rtol=1e-5)
     assert found.steps < 2000
+    # Diastolic pressure shows the drug alone; eGFR is above 15 for as long as `valid` says.
+    np.testing.assert_allclose(found.output.diastolic, 80 * np.array([1, 1, treated, treated]), rtol=1e-4)
+    assert decline(56.0, 7.0, untreated) > 15 > decline(56.0, 8.0, untreated) and decline(56.0, 10.0, 1.0) < 0
+    np.testing.assert_allclose(150 + 0.3 * (56 - decline(56.0, 30.0, untreated)), 209, atol=1)
 
 
 @pytest.fixture(scope="module")
