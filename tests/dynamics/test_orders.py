@@ -54,14 +54,17 @@ MOTION = replace(
 )
 
 
+def at_time(model, time):
+    """The level of every path then."""
+
+    def one(key):
+        return simulate(model, Params(), Nothing(), np.array([time]), key=key).output.level[0]
+
+    return np.asarray(jax.jit(jax.vmap(one))(KEYS))
+
+
 def ends(model, method, steps):
-    solver = Solver(method, dt=1.0 / steps)
-    run = jax.vmap(
-        lambda key: simulate(
-            replace(model, solver=solver), Params(), Nothing(), np.ones(1), key=key
-        ).output.level[0]
-    )
-    return np.asarray(jax.jit(run)(KEYS))
+    return at_time(replace(model, solver=Solver(method, dt=1.0 / steps)), 1.0)
 
 
 @pytest.fixture(scope="module")
