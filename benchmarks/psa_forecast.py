@@ -278,15 +278,19 @@ def picture(men: dict[str, Man], draws: dict[str, dict[str, np.ndarray]], table:
         axes[3].plot(list(found), values, "o-", ms=3, color=colours[name], label=name)
     axes[3].set(ylabel="CRPS of log PSA", xlabel="after the last reading used", title="By horizon")
     axes[3].set_yscale("log")
+    axes[3].set_yticks((0.5, 1, 2, 5), ("0.5", "1", "2", "5"))
+    axes[3].minorticks_off()
     axes[3].tick_params(axis="x", rotation=60, labelsize=8)
-    axes[3].legend(frameon=False, fontsize=7)
+    # One legend for the last two, below: over the curves there is no room.
+    plot.legend(
+        *axes[3].get_legend_handles_labels(), loc="outside lower right", ncols=5, frameon=False, fontsize=8
+    )
     for rival in ("last value", "first cycle again"):
         across, up = (list(table[name]["men"].values()) for name in (rival, best))
-        axes[4].plot(across, up, "o", ms=3, color=colours[rival], label=rival)
+        axes[4].plot(across, up, "o", ms=3, color=colours[rival])
     top = max(axes[4].get_xlim()[1], axes[4].get_ylim()[1])
     axes[4].plot((0, top), (0, top), color="#999999", lw=0.8)
     axes[4].set(xlabel="CRPS of the other", ylabel=f"CRPS of {best}", title="Each man")
-    axes[4].legend(frameon=False, fontsize=7)
     plot.savefig(FOLDER / "psa_forecast.svg", metadata={"Date": None})
 
 

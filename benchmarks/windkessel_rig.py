@@ -267,7 +267,7 @@ def picture(rigs: dict[str, Rig], tree: Any, every: Any, figures: dict[str, Any]
     left = (rig.pressure[shown] - expected)[::2]
     axes["left"].axhline(0, color="#999999", lw=0.8)
     axes["left"].plot(rig.time[shown][::2], left, color="#222222", lw=0.8)
-    axes["left"].set(xlabel="s", ylabel="mmHg", title="Measured less expected: the same in every beat")
+    axes["left"].set(xlabel="s", ylabel="mmHg", title="Measured less expected: alike from beat to beat")
     for i, name in enumerate(rigs):
         posterior = tree["posterior"].sel(patient=name)
         R, C = (posterior[q].values.ravel()[::12] for q in ("R", "C"))
