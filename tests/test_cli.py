@@ -268,6 +268,15 @@ def test_a_model_is_described_with_its_equations(capfd):
     assert "Solver: Kvaerno5, relative tolerance 1e-7" in out and "Checked: Three courses" in out
 
 
+def test_a_described_composite_has_one_title_and_the_prose_of_its_parts(capfd):
+    assert cli.run(["models", "reflex_circulation"]) == 0
+    out = capfd.readouterr().out
+    assert out.count("reflex_circulation: Heart, vessels and the baroreflex") == 1
+    assert "vessels (vessels): Two beds side by side" in out
+    assert "The corners of `a` and of the valves are kinks" in out
+    assert "Kind: Ordinary differential equations, time in s\n" in out
+
+
 def test_a_described_model_is_json_for_scripts(capfd):
     assert cli.run(["models", "one_compartment", "--json"]) == 0
     described = json.loads(capfd.readouterr().out)

@@ -10,6 +10,9 @@ import typer
 
 from dtwin_jax.cli.terminal import say, seconds, table
 
+# Of a line of prose.
+_WIDTH = 100
+
 
 def models(
     name: Annotated[
@@ -31,7 +34,7 @@ def models(
     \b
     Exit codes: 0 fine; 1 unexpected failure; 2 no such model, or no place for its card.
     """
-    from dtwin_jax.dynamics.about import declared
+    from dtwin_jax.dynamics.about import declared, parts
 
     if name is None:
         _list(as_json, card)
@@ -42,7 +45,7 @@ def models(
     if as_json:
         print(json.dumps(declared(model), indent=2, ensure_ascii=False))
     elif card is None:
-        _show(declared(model))
+        _show(declared(model), parts(model))
 
 
 def _list(as_json: bool, card: Path | None) -> None:
@@ -83,20 +86,22 @@ def _find(name: str) -> Any:
         raise JobError(str(error.args[0])) from None
 
 
-def _show(one: dict[str, Any]) -> None:
+def _show(one: dict[str, Any], said: tuple[Any, ...]) -> None:
     print(f"{one['name']}: {one['about']}")
-    for part in one["parts"]:
-        if one["wires"]:
-            print(f"\n{part['name']}: {part['about']}")
-        if part["equations"]:
-            print("\n" + textwrap.indent(part["equations"], "    "))
+    for part in said:
+        if part.name != one["name"]:
+            print(f"\n{part.name}: {part.line}")
+        for block in part.blocks:
+            shown = (
+                textwrap.indent(block.text, "    ") if block.equations else textwrap.fill(block.text, _WIDTH)
+            )
+            print("\n" + shown)
     print()
     for wire in one["wires"]:
         scale = "" if wire["factor"] == 1.0 else f", times {wire['factor']:.6g}"
         print(f"{wire['target']} is driven by {wire['source']}{scale}")
-    kind = "Stochastic differential equations" if one["stochastic"] else "Differential equations"
-    print(f"Kind: {kind}, time in {one['time_unit']}")
     for head, key in (
+        ("Kind", "kind"),
         ("Valid", "valid"),
         ("Stiffness", "stiffness"),
         ("Solver", "solver"),

@@ -11,6 +11,7 @@ import numpy as np
 
 from dtwin_jax.core.quantity import quantities, values
 from dtwin_jax.dynamics.join import Join
+from dtwin_jax.dynamics.relation import still
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,9 @@ def about(f: Any) -> About:
     join = join_of(f)
     if join is None:
         return _about(f, "")
-    line, blocks = _read(_joined_in(f))
-    return About(f.name, line or "Coupled: " + ", ".join(part for part, _ in join.parts), blocks)
+    said = _read(_joined_in(f))
+    line = said.line_of(f.name) or "Coupled: " + ", ".join(part for part, _ in join.parts)
+    return About(f.name, line, said.blocks)
 
 
 def parts(f: Any) -> tuple[About, ...]:
@@ -68,11 +70,17 @@ def parts(f: Any) -> tuple[About, ...]:
 
 
 def _about(f: Any, without: str) -> About:
-    """The files of a model that is no composite, but for one."""
-    homes = [_module_of(getattr(f, name, type(f))) for name in ("params", "drift")]
-    found = [_read(home) for home in dict.fromkeys(homes) if home != without]
-    line = next((line for line, _ in found if line), "")
-    return About(f.name, line, tuple(block for _, blocks in found for block in blocks))
+    """The files of a model that is no composite; of the file `without` only its line on this very model.
+
+    A model of which no file says a line has that of its outputs.
+    """
+    homes = dict.fromkeys(_module_of(getattr(f, name, type(f))) for name in ("params", "drift"))
+    files = [(home, _read(home)) for home in homes if home != _module_of(still)]
+    found = [said for home, said in files if home != without]
+    own = next((said.variants[f.name] for _, said in files if f.name in said.variants), "")
+    shown = inspect.cleandoc(getattr(getattr(f, "observe", None), "__doc__", None) or "").split("\n")[0]
+    line = own or next((said.line for said in found if said.line), "") or shown.rstrip(".")
+    return About(f.name, line, tuple(block for said in found for block in said.blocks))
 
 
 def _joined_in(f: Any) -> str:
@@ -92,6 +100,12 @@ def join_of(f: Any) -> Join | None:
     """The parts and wires of a composite; None of a model that is none."""
     found = getattr(getattr(f, "drift", None), "join", None)
     return found if isinstance(found, Join) else None
+
+
+def kind_words(f: Any) -> str:
+    """What kind of equations the model is, and its unit of time."""
+    noisy = getattr(f, "diffusion", None) is not None
+    return f"{'Stochastic' if noisy else 'Ordinary'} differential equations, time in {f.schema().time_unit}"
 
 
 def solver_words(f: Any) -> str:
@@ -127,6 +141,7 @@ def declared(f: Any) -> dict[str, Any]:
         "name": f.name,
         "about": about(f).line,
         "time_unit": schema.time_unit,
+        "kind": kind_words(f),
         "stochastic": getattr(f, "diffusion", None) is not None,
         **{name: getattr(f, name, "") for name in ("source", "valid", "stiffness", "checked")},
         "solver": solver_words(f),
@@ -163,17 +178,34 @@ def _module_of(function: Any) -> str:
     return getattr(function, "__module__", None) or ""
 
 
+@dataclass(frozen=True)
+class _Said:
+    """What the docstring of a module says: its first line, a line for each variant, and the blocks."""
+
+    line: str
+    variants: dict[str, str]
+    blocks: tuple[Block, ...]
+
+    def line_of(self, name: str) -> str:
+        return self.variants.get(name, self.line)
+
+
 @functools.cache
-def _read(module: str) -> tuple[str, tuple[Block, ...]]:
-    """The first line of a module's docstring, and the blocks after it."""
+def _read(module: str) -> _Said:
+    """The docstring of a module. A paragraph `Variants:` has a line `name: words` for each of its models."""
     text = inspect.cleandoc(getattr(sys.modules.get(module), "__doc__", None) or "")
     first, _, rest = text.partition("\n\n")
     blocks: list[Block] = []
+    variants: dict[str, str] = {}
     for part in (part.strip("\n") for part in rest.split("\n\n") if part.strip()):
         lines = part.split("\n")
+        if lines[0] == "Variants:":
+            named = (line.partition(":") for line in lines[1:])
+            variants |= {name.strip(): words.strip() for name, _, words in named}
+            continue
         equations = all(line.startswith("    ") for line in lines)
         said = textwrap.dedent(part) if equations else " ".join(line.strip() for line in lines)
         if equations and blocks and blocks[-1].equations:
             said = blocks.pop().text + "\n\n" + said
         blocks.append(Block(said, equations))
-    return " ".join(first.split()).rstrip("."), tuple(blocks)
+    return _Said(" ".join(first.split()).rstrip("."), variants, tuple(blocks))

@@ -19,6 +19,10 @@ to those of a third-party code that has muscle apart (its resistances, 0.96 and 
 each for 0 to D_vagus, to D_heart and to D_veins. max(0, .) is a kink of the right-hand side: continuous, so
 the solver steps over it. Fitted in practice: single gains, from heart period; all gains together are not
 identifiable.
+
+Variants:
+baroreflex: The baroreflex under a given arterial pressure, delays exact: heart and vessels
+baroreflex_chain: The baroreflex in a loop with a circulation, delays as stages: heart and vessels
 """
 
 from dataclasses import replace

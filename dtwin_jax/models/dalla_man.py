@@ -23,6 +23,10 @@ A patient rests at the basal glucose `Gb` and extraction `HEb`: kp1, Ib and the 
 
 Fitted in practice: Vmx, kp3, the three of secretion (K, beta, alpha) and the two of absorption (kabs,
 kmax), with insulin measured along with glucose; Vmx and kp3 are not told apart without a tracer.
+
+Variants:
+dalla_man_normal: Glucose and insulin after meals in health: the meal model of Dalla Man
+dalla_man_t2d: Glucose and insulin after meals in type 2 diabetes: the meal model of Dalla Man
 """
 
 from dataclasses import replace
@@ -280,7 +284,8 @@ dalla_man_normal = Model(
     solver=Solver(rtol=1e-6, atol=(*(1e-3,) * 4, *(1e-6,) * 9)),
     source="Dalla Man, Rizza & Cobelli 2007, IEEE Trans Biomed Eng 54:1740, doi 10.1109/TBME.2007.893506",
     valid="The hours after a mixed meal or a glucose drink, in average adults with and without type 2"
-    " diabetes.",
+    " diabetes. Nothing holds glucose above 0: meals beyond all eating, as three of 500 g in type 2, take it"
+    " below, which is outside.",
     stiffness="Time constants of 2 (insulin) to 130 min (its action on the liver): an explicit solver.",
     checked="All states over 7 h after 78 g agree to 1e-5 of their maxima with another transcription of the"
     " paper, health and type 2; all but the switches to 1e-7 with BIOMD0000000379 in libroadrunner.",

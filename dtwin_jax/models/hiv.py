@@ -3,21 +3,24 @@
 Source: Perelson et al. 1996, Science 271:1582, doi 10.1126/science.271.5255.1582. c and delta of the
 defaults are the means of its Table 1, recalled, not checked.
 
-    P'   = delta (VI - P),                         P(0) = 1
-    VI'  = c ((1 - efficacy) P - VI),              VI(0) = 1
-    VNI' = c (efficacy P - VNI),                   VNI(0) = 0
-    viral_load = V0 (VI + VNI)
+    production'    = delta (infectious - production),                  production(0) = 1
+    infectious'    = c ((1 - efficacy) production - infectious),       infectious(0) = 1
+    noninfectious' = c (efficacy production - noninfectious),          noninfectious(0) = 0
+    viral_load     = V0 (infectious + noninfectious)
 
-P is the virus that infected cells make (N delta T* of the paper, relative to c V0), while target cells stay
-as many as at the untreated steady state (N K0 T0 = c), which the paper assumes and which holds for about a
-week. Efficacy is the share of new virus that the drug makes non-infectious. The exact solution is used: with
-rates slow <= c <= fast, of which slow and fast are the roots of r^2 - (delta + c) r + delta c efficacy,
+V0 is the load at the start, c the clearance of virus and delta the loss of infected cells, both per day.
+`infectious` and `noninfectious` are the paper's VI and VNI relative to V0; `production` is the virus that
+infected cells make (N delta T* of the paper, relative to c V0), while target cells stay as many as at the
+untreated steady state (N K0 T0 = c), which the paper assumes and which holds for about a week. Efficacy is
+the share of new virus that the drug makes non-infectious. The exact solution is used: with rates
+slow <= c <= fast, of which slow and fast are the roots of r^2 - (delta + c) r + delta c efficacy,
 
-    P   = P0 PP + delta VI0 E(slow, fast)
-    VI  = c (1 - efficacy) P0 E(slow, fast) + VI0 II
-    VNI = VNI0 exp(-c t) + c efficacy (P0 E(slow, fast) + delta VI0 E(slow, c, fast))
+    production    = P0 PP + delta I0 E(slow, fast)
+    infectious    = c (1 - efficacy) P0 E(slow, fast) + I0 II
+    noninfectious = N0 exp(-c t) + c efficacy (P0 E(slow, fast) + delta I0 E(slow, c, fast))
 
-where E is what a unit dose leaves in the last of a chain of compartments with these rates, and PP and II are
+where P0, I0 and N0 are the three states at the start of the interval, t the time since, E is what a unit
+dose leaves in the last of a chain of compartments with these rates, and PP and II are
 exp(-fast t) + (fast - delta) E(slow, fast) and exp(-fast t) + (fast - c) E(slow, fast).
 delta is determined by a week of samples, c only by those of the first day, where it trades off against V0.
 """

@@ -17,6 +17,10 @@ numbers of cells and the production by each (T0, p) are in R0 = p beta T0 / (c d
 determine neither. Titres give V0, R0, beta and the slopes of rise and fall; c and delta change places with
 little effect, so have one known or tightly distributed. `influenza` has no eclipse phase: infected cells
 are producing at once.
+
+Variants:
+influenza: Influenza A virus in the airways, limited by target cells, infected cells producing at once
+influenza_eclipse: Influenza A virus in the airways, limited by target cells, with an eclipse phase
 """
 
 from dataclasses import replace

@@ -7,6 +7,10 @@ and priors here are weakly informative and chosen by us.
 
 The X are the paper's classes of covariates. With `- gamma T` a treatment lowers H, so H behaves as a
 burden of disease; for a health status that treatment raises, let gamma be negative.
+
+Variants:
+linear_health: Linear health model of the digital-twin literature, as an ODE
+linear_health_sde: Linear health model of the digital-twin literature, as an Itô SDE
 """
 
 from dataclasses import replace

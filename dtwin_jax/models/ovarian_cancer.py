@@ -18,6 +18,11 @@ the same loss of size a cycle: KD = 0.0497e-3 x 21 d / d. The end of week 12 is 
 `followed`, which `dosing` makes from `landmark`. Sizes tell KG, KD and base, and nothing of the drug's
 kinetics, which are known; the hazard is told by deaths of a cohort only, and is known too. `survival` is the
 probability of one patient; measured, it is the share alive of a cohort.
+
+Variants:
+ovarian_cancer: Carboplatin, the size of ovarian tumours, and survival: from dose to hazard
+ovarian_tumour: Size of ovarian tumours under a given concentration of carboplatin
+ovarian_hazard: Hazard of death and survival by the size of ovarian tumours and its change
 """
 
 from dataclasses import replace

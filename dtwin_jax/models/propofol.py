@@ -13,6 +13,11 @@ Anaesth 67:41, doi 10.1093/bja/67.1.41; Eleveld et al. 2018, Br J Anaesth 120:94
 All is linear with constant coefficients, so the flow is exact. No switches. Eleveld's between-subject spreads
 are the priors of his set. Fitted in practice: V1 and CL, from samples of plasma. They say nothing of ke0,
 which only an effect tells: it is known, but for Eleveld's published spread.
+
+Variants:
+propofol_schnider: Propofol: three compartments and an effect site, with the parameter set of Schnider
+propofol_marsh: Propofol: three compartments and an effect site, with the parameter set of Marsh
+propofol_eleveld: Propofol: three compartments and an effect site, with the parameter set of Eleveld
 """
 
 from dataclasses import replace

@@ -5,16 +5,21 @@ Source: losartan model, Pharmaceutics 2026, 18:262 (matthiaskoenig/losartan-mode
 E3174 in plasma.
 
     fe = drug / (E50 + drug)
-    V ren_ref ren' = kr (1 + 5 fe) - kr ren
-    V a1_ref a1'   = kg ren - kg a1                      kg = KG gen: all are ratios to their reference
+    ren = 1 + 5 fe                           raas: renin at its steady state
+    V ren_ref ren' = kr (1 + 5 fe) - kr ren  raas_full: renin integrated
+    V a1_ref a1'   = kg ren - kg a1                      kg = KG gen
     V a2_ref a2'   = kg a1 - kg a2
     V ald_ref ald' = ka (1 - fe) - ka ald
     SBP = SBP0 (1 + slope (ald - 1)),  DBP likewise
 
 The chain is one way: blood pressure follows aldosterone, which the drug blocks directly; angiotensin II does
-not feed back. `raas` has renin at its steady state, 1 + 5 fe; `raas_full` integrates it too, a billion times
-faster than the rest. No switches. Fitted in practice: SBP0, DBP0, E50, slope. The rates of angiotensin I and
-II are not identifiable from blood pressure.
+not feed back. The hormones ren, a1, a2 and ald are ratios to what they are without drug; fe is the share of
+receptors blocked. Renin settles a billion times faster than the rest. No switches. Fitted in practice: SBP0,
+DBP0, E50, slope. The rates of angiotensin I and II are not identifiable from blood pressure.
+
+Variants:
+raas: Renin, angiotensin and aldosterone under a receptor blocker, renin settled, and blood pressure
+raas_full: Renin, angiotensin and aldosterone under a receptor blocker, renin integrated, and pressure
 """
 
 from dataclasses import replace

@@ -14,6 +14,11 @@ Under constant treatment: psa0 (phi exp(-death t) + (1 - phi) exp(resistance t))
 populations start at 1 and psa = psa0 (sensitive + resistant - 1), the form of the paper. `lesion_regrowth` is
 the first model for a sum of diameters. The exact solution is used. `growth` is seen only while treatment is
 off, `resistance` and phi only after the nadir.
+
+Variants:
+regrowth: Two populations of cells, one that treatment kills and one that it does not, by PSA
+stein_regrowth: Sum of a falling and a rising exponential less 1, by PSA: the form of Stein
+lesion_regrowth: Two populations of cells, one that treatment kills and one that it does not, by diameters
 """
 
 from dataclasses import replace

@@ -10,6 +10,10 @@ between-subject spreads are. Equations: see effect_site.
 
 All is linear with constant coefficients, so the flow is exact. No switches. Fitted in practice: V1 and CL,
 from samples of blood; ke0 only from an effect, so that from blood it keeps its published spread.
+
+Variants:
+remifentanil_minto: Remifentanil: three compartments and an effect site, with the parameter set of Minto
+remifentanil_eleveld: Remifentanil: three compartments and an effect site, with the parameter set of Eleveld
 """
 
 from dataclasses import replace

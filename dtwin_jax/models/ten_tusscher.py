@@ -19,6 +19,10 @@ ms. The rates of h and j are cut at -40 mV, where the time constants jump by 1 t
 it. i_CaL, 0/0 at 15 mV, is a smooth function. Stimulus is a current of some duration (a dose given over
 it), negative depolarises, and brings potassium. One action potential tells few of the conductances: g_Kr,
 g_Ks and g_CaL trade off in its length.
+
+Variants:
+ten_tusscher_epi: Action potential of a human ventricular cell of the epicardium: ten Tusscher and Panfilov
+ten_tusscher_endo: Action potential of a human ventricular cell of the endocardium: ten Tusscher and Panfilov
 """
 
 from dataclasses import fields, replace

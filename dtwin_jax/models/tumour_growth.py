@@ -14,6 +14,12 @@ lesions of Laleh's study 3 start between 4 and 64 cm3.
 All have exact solutions while treatment is constant. In practice V0 and r are fitted, K only where growth
 is seen to slow. Data without a change of treatment say nothing of `kill`: leave treatment at 0, and the
 other parameters describe the net course, shrinking tumours included (r < 0; K or a/b below V0).
+
+Variants:
+tumour_exponential: Growth of one tumour volume: exponential
+tumour_logistic: Growth of one tumour volume: logistic, up to a largest volume
+tumour_gompertz: Growth of one tumour volume: Gompertz, slowing by the log of the volume
+tumour_bertalanffy: Growth of one tumour volume: von Bertalanffy, gain by the surface and loss by the volume
 """
 
 from typing import Any

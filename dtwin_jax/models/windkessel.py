@@ -16,6 +16,13 @@ is differentiable only between its samples: `measured(time, inflow)` makes both 
 of ejection, are kinks of the right-hand side: continuous, so the solver steps over them.
 Fitted in practice: R, C, Rc and the pressure at the start. Mean pressure fixes R (R + Rc with 3 elements)
 alone. Without a measured flow, stroke volume scales R and C, so it must be known.
+
+Variants:
+windkessel_2: Windkessel of 2 elements, resistance and compliance: arterial pressure under a given inflow
+windkessel_3: Windkessel of 3 elements, with characteristic resistance: arterial pressure under a given inflow
+windkessel_4_series: Windkessel of 4 elements, inertance in series: arterial pressure under a given inflow
+windkessel_4_parallel: Windkessel of 4 elements, inertance in parallel: arterial pressure under a given inflow
+windkessel_3_half_sine: Windkessel of 3 elements under half a sine wave of inflow each beat: arterial pressure
 """
 
 from collections.abc import Callable

@@ -45,13 +45,12 @@ def describe(f: Any) -> Described:
 
 
 def _facts(said: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    kind = "Stochastic" if said["stochastic"] else "Ordinary"
     rows = (
         ("Range of validity", said["valid"]),
         ("Stiffness", said["stiffness"]),
         ("Default solver", said["solver"]),
         ("Checked against", said["checked"]),
-        ("Kind", f"{kind} differential equations, time in {said['time_unit']}"),
+        ("Kind", said["kind"]),
         ("Source", said["source"]),
     )
     return tuple((head, _sentence(text)) for head, text in rows)
