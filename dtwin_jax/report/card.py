@@ -3,7 +3,7 @@
 import functools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from dtwin_jax.io.names import amount_unit
 from dtwin_jax.report.described import Described, describe
 from dtwin_jax.report.drawing import Drawing, drawing, render, write_whole
 from dtwin_jax.report.tables import Table, significant
+from dtwin_jax.twin.directions import scale_of
 from dtwin_jax.twin.identify import Information, fisher_information
 from dtwin_jax.twin.profile import Profile, profiles
 
@@ -132,11 +133,13 @@ def study_of(model: Any, *, budget: float) -> Study:
     data = _noise_free(study, found)
     made, left = _profiles(model, data, information, noise, until)
     unit_of = {name: q.unit for name, q in schema.parameters.items()}
+    # A share of a value that may as well be 0 says nothing.
+    own = {name for name, prior in free.items() if scale_of(prior) == "own"}
     figure = plot.profile_panels(made, unit_of) if made else None
     words = f"Profiles of the likelihood by {', '.join(one.name for one in made)}."
     return Study(
         *common,
-        _standard_errors(information, unit_of),
+        _standard_errors(information, unit_of, own),
         tuple(direction.words for direction in information.flat()),
         remarks,
         _held(noise),
@@ -275,22 +278,23 @@ def _profiles(
     return made, (f"Left out, not finished in the time given: {', '.join(left)}.",) if left else ()
 
 
-def _standard_errors(information: Information, units: dict[str, str]) -> Table:
+def _standard_errors(information: Information, units: dict[str, str], own: Set[str]) -> Table:
+    """Relative standard errors, but in their units those of the parameters in `own`."""
     alone, both = (information.standard_error(prior=prior) for prior in (False, True))
     left, lines = information.shrinkage(), []
     for name, value in zip(information.names, information.value, strict=True):
         unit = "" if units[name] == "1" else units[name]
-        numbers = (_error(found[name], float(value), unit) for found in (alone, both))
+        numbers = (_error(found[name], float(value), unit, name in own) for found in (alone, both))
         lines.append((name, unit, significant(float(value)), *numbers, f"{left[name]:.0%}"))
     head = ("parameter", "unit", "value", "s.e., data alone", "s.e. with prior", "prior variance left")
     return Table(head, tuple(lines), 2)
 
 
-def _error(error: float, value: float, unit: str) -> str:
-    """Relative to the value; in its unit where that is 0."""
+def _error(error: float, value: float, unit: str, absolute: bool) -> str:
+    """Relative to the value; in its unit where asked for, or where the value is 0."""
     if not np.isfinite(error):
         return "not determined"
-    if value == 0.0:
+    if absolute or value == 0.0:
         return f"{significant(error)} {unit}".rstrip()
     share = 100.0 * error / abs(value)
     return "over 1000%" if share > 1000.0 else f"{share:.2g}%" if share < 99.5 else f"{share:.0f}%"

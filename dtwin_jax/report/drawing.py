@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,13 @@ def embed(text: str) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
+def code(text: str) -> Any:
+    """A sentence as HTML: what stands between backticks is code."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
 def render(template: str, **content: Any) -> str:
     """A page as text: a template of this folder with its content, the styles and the program that draws."""
     try:
@@ -67,6 +75,7 @@ def render(template: str, **content: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["code"] = code
     shared = {"plotly_js": get_plotlyjs(), "dark": embed(json.dumps(DARK)), "scales": "[]"}
     return environment.get_template(template).render(**(shared | content))
 

@@ -20,6 +20,7 @@ from dtwin_jax.models import CATALOGUE, linear_health_sde, one_compartment, two_
 from dtwin_jax.models.one_compartment import Inputs
 from dtwin_jax.report import render_card, write_card
 from dtwin_jax.report.card import study_of
+from dtwin_jax.report.drawing import code
 from dtwin_jax.twin.identify import fisher_information
 
 
@@ -169,6 +170,31 @@ def test_every_model_of_the_catalogue_has_a_line_and_equations(name):
     assert about(model).line and not about(model).line.endswith(".")
     assert any(part.equations for part in parts(model))
     assert solver_words(model)
+
+
+def test_every_model_of_the_catalogue_has_a_line_of_its_own():
+    lines = {name: about(model).line for name, model in CATALOGUE.items()}
+    assert len(set(lines.values())) == len(lines)
+
+
+def test_a_part_without_a_state_is_told_by_what_it_shows():
+    said = {part.name: part.line for part in parts(CATALOGUE["reflex_circulation"])}
+    assert said["vessels (vessels)"] == "Two beds side by side, and the veins of both"
+    assert parts(CATALOGUE["ovarian_cancer"])[2].line.startswith("Size of ovarian tumours")
+
+
+def test_a_parameter_that_may_be_0_has_its_error_in_its_unit():
+    """The slope of eGFR has a normal prior, eGFR at the start a log-normal one."""
+    rows = {row[0]: row for row in study_of(CATALOGUE["egfr"], budget=0.0).information.rows}
+    assert all(cell.endswith(" mL/min/{1.73_m2}/a") for cell in rows["slope"][3:5])
+    assert all(cell.endswith("%") for cell in rows["egfr0"][3:5])
+
+
+def test_what_stands_between_backticks_is_code():
+    assert code("the <b> of `a < b`") == "the &lt;b&gt; of <code>a &lt; b</code>"
+    bare = render_card(replace(CATALOGUE["hiv"], example=None))
+    assert "<code>infectious</code>" in bare
+    assert "`" not in section(bare, "equations") + section(bare, "validity") + section(bare, "study")
 
 
 def test_all_that_is_declared_is_plain_data():
