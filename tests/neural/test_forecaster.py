@@ -1,5 +1,6 @@
 """Times to an event after every visit: the distribution, its likelihood, and that it can be learned."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -78,6 +79,14 @@ def test_patient_who_leaves_counts_for_as_long_as_seen():
     np.testing.assert_allclose(found, -np.sum(rate * spent, axis=1), rtol=1e-10)
     happened = log_likelihood(FORECASTER, p, patient([0.1, 2.0, 0.5], 2.7, True))["event"]
     np.testing.assert_allclose(happened - found, np.log(rate[[0, 1, 2], [1, 1, 0]]), rtol=1e-9)
+
+
+def test_likelihood_of_single_precision_weights_is_that_of_double():
+    one, p = patient([0.1, 2.0, 0.5], 2.7, True), FORECASTER.params()
+    single = jax.tree.map(lambda x: x.astype(jnp.float32) if eqx.is_inexact_array(x) else x, p)
+    found = log_likelihood(FORECASTER, single, one)["event"]
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, log_likelihood(FORECASTER, p, one)["event"], rtol=2e-5)
 
 
 def test_edges_that_do_not_rise_are_refused():

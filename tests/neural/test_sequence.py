@@ -28,6 +28,10 @@ def test_every_time_has_what_was_last_measured_and_how_long_ago():
     np.testing.assert_allclose(found.time, TIMES + 1.0)
     np.testing.assert_array_equal(found.mask, [True, True, True, True, True, False])
     np.testing.assert_allclose(found.facts, [61.0])
+    # Never measured is the middle of what others have, told apart by `seen`.
+    scaled = sequence_at(given, TIMES, CHANNELS, FACTS, SCALING)
+    np.testing.assert_array_equal(scaled.value[0], [0.0, 0.0])
+    np.testing.assert_allclose(scaled.value[1], [(1.0 - 2.0) / 1.5, (3.9 - 3.5) / 0.5], atol=1e-12)
 
 
 def test_features_are_standardised_and_time_is_on_a_log_scale():
