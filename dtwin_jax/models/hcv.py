@@ -30,9 +30,9 @@ from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.model import Model
 from dtwin_jax.dynamics.residual import log_normal
 
-# Share of production that no drug blocks; the log of more than infected / virus can then be, but in a step
-# that the solver tries and refuses.
-_LEAST, _BEYOND = 1e-10, 40.0
+# Share of production that no drug blocks. The log of more than virus, and than cells and virus by each other,
+# can be but in a step that the solver tries and refuses, which must not leave all numbers.
+_LEAST, _BEYOND = 1e-10, 25.0
 _VALUE = "mrgsolve viral1, whose own source is not checked"
 _MRGSOLVE = _VALUE + "; spread chosen here"
 _HERE = "weakly informative, chosen here"
@@ -83,14 +83,17 @@ def init(p: Params) -> State:
 
 def drift(t: Scalar, x: State, u: Inputs, p: Params) -> State:
     """Rates of change, per day."""
-    infected_by = (1 - u.eta) * x.target * jnp.exp(x.log_virus)
-    per_virus = jnp.exp(jnp.minimum(x.log_infected - x.log_virus, _BEYOND))
-    made = jnp.sqrt((1 - u.epsilon) ** 2 + _LEAST**2) * per_virus
+    infecting = (1 - u.eta) * x.target
+    made = jnp.sqrt((1 - u.epsilon) ** 2 + _LEAST**2)
     return State(
-        target=p.d * (p.R0 - x.target - (p.R0 - 1) * infected_by),
-        log_infected=p.delta * (infected_by * jnp.exp(-x.log_infected) - 1),
-        log_virus=p.c * (made - 1),
+        target=p.d * (p.R0 - x.target - (p.R0 - 1) * infecting * _exp(x.log_virus)),
+        log_infected=p.delta * (infecting * _exp(x.log_virus - x.log_infected) - 1),
+        log_virus=p.c * (made * _exp(x.log_infected - x.log_virus) - 1),
     )
+
+
+def _exp(log: Scalar) -> Scalar:
+    return jnp.exp(jnp.minimum(log, _BEYOND))
 
 
 def observe(t: Scalar, x: State, u: Inputs, p: Params) -> Outputs:

@@ -205,6 +205,8 @@ RARE = {
     "hiv": (hiv, {"V0": 1e-12}, {"efficacy": 1.0}),
     "hcv cured": (hcv, {}, {"epsilon": 1.0, "eta": 1.0}),
     "hcv without production": (hcv, {}, {"epsilon": 1.0}),
+    "hcv after all was blocked": (hcv, {}, {"epsilon": Steps([0.0, 20.0], [1.0, 0.0])}),
+    "hcv after nearly all was blocked": (hcv, {}, {"epsilon": Steps([0.0, 20.0], [0.9999, 0.0])}),
     "hcv without infection": (hcv, {}, {"eta": 1.0}),
     "influenza without production": (influenza, {}, {"efficacy": 1.0}),
     "sarscov2 without replication": (sarscov2, {}, {"efficacy": 1.0}),
@@ -229,7 +231,7 @@ def test_rare_courses_are_finite(name):
         )
 
     value, gradient = jax.jit(jax.value_and_grad(last, argnums=(0, 1)))(p, u)
-    assert np.isfinite(value) and all(np.isfinite(leaf) for leaf in jax.tree.leaves(gradient))
+    assert np.isfinite(value) and all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))
 
 
 def test_treatment_begun_later_lowers_virus_less():
