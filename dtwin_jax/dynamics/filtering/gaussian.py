@@ -50,9 +50,8 @@ def linear_move(A: Any, b: Any, noise: Any, dt: Any) -> tuple[Any, Any, Any]:
     Q = M @ found[: n + 1, n + 1 :]
 
     def double(i: Any, both: Any) -> Any:
-        M, Q = both
-        more = i < halvings
-        return jnp.where(more, M @ M, M), jnp.where(more, Q + M @ Q @ M.T, Q)
+        # Most stretches need none, and a branch that is not taken costs nothing.
+        return jax.lax.cond(i < halvings, lambda M, Q: (M @ M, Q + M @ Q @ M.T), lambda M, Q: (M, Q), *both)
 
     M, Q = jax.lax.fori_loop(0, _DOUBLINGS, double, (M, Q))
     return M[:n, :n], M[:n, n], 0.5 * (Q + Q.T)[:n, :n]
