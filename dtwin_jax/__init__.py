@@ -16,7 +16,7 @@ _HOME = {
     "core.predictor": ("Predictor", "log_likelihood"),
     "dynamics.check": ("check_model",),
     "dynamics.couple": ("couple",),
-    "dynamics.hybrid": ("hybrid", "with_prior", "with_weights"),
+    "dynamics.hybrid": ("hybrid", "informed", "with_prior", "with_weights"),
     "dynamics.model": ("Model",),
     "dynamics.filtering.kalman": ("ExtendedKalman", "Kalman", "UnscentedKalman"),
     "dynamics.filtering.run": ("estimate_states",),

@@ -16,8 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dtwin_jax.core.predictor import Mode, Schema
 from dtwin_jax.core.prior import normal
 from dtwin_jax.core.quantity import Quantity, assign, check_names, quantities, replace_fields, values
+from dtwin_jax.core.record import Record, Series
 from dtwin_jax.core.signal import Doses
 from dtwin_jax.dynamics.model import Model
 
@@ -31,6 +33,7 @@ def hybrid(
     *,
     sees: tuple[str, ...] = (),
     latent: tuple[str, ...] = (),
+    context: int = 0,
     name: str | None = None,
 ) -> Model:
     """`base` with a network in its drift.
@@ -51,6 +54,7 @@ def hybrid(
         latent: names of further parameters, 0 with a prior normal(0, 1): what the network learns of each
             patient besides the mechanism's parameters. `Population`, `fit` and `train` take them as any
             other.
+        context: length of `p.context`, 0 where nobody fills it in; `informed` does, from the history.
         name: `hybrid_<base>` by default.
 
     Raises:
@@ -58,10 +62,10 @@ def hybrid(
     """
     check_names(base.name, "input", sees, quantities(base.inputs()))
     taken = {field for field in vars(base.params())}
-    for new in ("net", *latent):
+    for new in ("net", "context", *latent):
         if new in taken:
             raise ValueError(f"hybrid: {base.name} has a parameter {new!r} already; name it otherwise")
-    parts = Parts(base, residual, net, tuple(sees), tuple(latent))
+    parts = Parts(base, residual, net, tuple(sees), tuple(latent), context)
     made = replace(
         base,
         name=name or f"hybrid_{base.name}",
@@ -85,6 +89,7 @@ class Parts:
     net: Callable[[], Any]
     sees: tuple[str, ...]
     latent: tuple[str, ...]
+    context: int = 0
 
     def corrections(self, t: Any, x: Any, u: Any, p: Any) -> Mapping[str, Any]:
         """What the network adds: state -> rate."""
@@ -143,11 +148,70 @@ def with_prior(
     flat = np.concatenate([np.ravel(leaf) for leaf in leaves]) / sd
     names = tuple(f"{prefix}_{i}" for i in range(len(flat)))
     residual = _Weighed(parts.residual, where, names, sd)
-    made = hybrid(
-        parts.base, residual, parts.net, sees=parts.sees, latent=(*parts.latent, *names), name=model.name
-    )
+    options: dict[str, Any] = {"sees": parts.sees, "context": parts.context, "name": model.name}
+    made = hybrid(parts.base, residual, parts.net, latent=(*parts.latent, *names), **options)
     own = vars(p) | {name: jnp.asarray(value) for name, value in zip(names, flat, strict=True)}
     return with_weights(made, type(made.params())(**own))
+
+
+@dataclass(frozen=True)
+class Informed:
+    """A predictor: a hybrid whose network also knows what was measured of the patient before.
+
+    Attributes:
+        model: a hybrid with a `context`.
+        encode: (net, record) -> (context,), from `record.past`, `record.known` and `record.inputs` of one
+            patient: the last hidden state of a recurrent network or a transformer, for example. It is told
+            nothing of what is to be predicted but the times.
+    """
+
+    model: Model
+    encode: Callable[[Any, Record], Any]
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.model.name
+
+    def params(self) -> Any:
+        """The model's parameters."""
+        return self.model.params()
+
+    def schema(self) -> Schema:
+        """The model's names, units and ranges."""
+        return self.model.schema()
+
+    def differentiated(self, mode: Mode) -> "Informed":
+        """The predictor prepared for forward- or reverse-mode derivatives."""
+        return replace(self, model=self.model.differentiated(mode))
+
+    def known(self, p: Any, record: Record) -> Any:
+        """`p` with the context of this patient: what `simulate` of the model needs."""
+        asked = {name: _blank(series) for name, series in record.observations.items()}
+        net = eqx.combine(p.net, _static(parts_of(self.model).net))
+        told = replace_fields(record, {"observations": asked})
+        return replace_fields(p, {"context": self.encode(net, told)})
+
+    def predict(self, p: Any, record: Record) -> dict[str, Any]:
+        """Channel -> distribution of every measurement of `record`."""
+        return self.model.predict(self.known(p, record), record)
+
+
+def informed(model: Model, encode: Callable[[Any, Record], Any]) -> Informed:
+    """The hybrid as a predictor that fills in its context from each patient's history.
+
+    Raises:
+        ValueError: the model is no hybrid, or has no context.
+    """
+    if not parts_of(model).context:
+        raise ValueError(f"{model.name} has no context to be filled in: hybrid(..., context=4)")
+    return Informed(model, encode)
+
+
+def _blank(series: Series) -> Series:
+    """Its times, with nothing measured."""
+    none = jnp.zeros(jnp.shape(series.mask), bool)
+    return replace_fields(series, {"value": jnp.zeros(jnp.shape(series.value)), "mask": none})
 
 
 @dataclass(frozen=True)
@@ -191,7 +255,7 @@ def _static(net: Callable[[], Any]) -> Any:
 @functools.cache
 def _params_class(kind: type, latent: tuple[str, ...]) -> type:
     """`kind` with the weights and the latents: equations of the mechanism take it for their own."""
-    body: dict[str, Any] = {"net": eqx.field(default=None)}
+    body: dict[str, Any] = {"net": eqx.field(default=None), "context": eqx.field(default=None)}
     for name in latent:
         body[name] = eqx.field(default=0.0, metadata={"quantity": _latent(name)})
     body["__annotations__"] = dict.fromkeys(body, Any)
@@ -212,7 +276,8 @@ class _Params:
         own = self.parts.base.params()
         kind = _params_class(type(own), self.parts.latent)
         given = dict(vars(own)) | {name: jnp.asarray(0.0) for name in self.parts.latent}
-        return kind(**given, net=eqx.filter(self.parts.net(), eqx.is_array))
+        weights = eqx.filter(self.parts.net(), eqx.is_array)
+        return kind(**given, net=weights, context=jnp.zeros(self.parts.context))
 
 
 @dataclass(frozen=True)

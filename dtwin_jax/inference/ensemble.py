@@ -25,16 +25,21 @@ class Bands:
     Attributes:
         expected: channel -> (member, patient, n), each member's expectation for a typical patient.
         drawn: channel -> (draw, patient, n), draws with differences between members and between patients,
-            and the error of measurement.
+            and the error of measurement. NaN where a draw's course cannot be solved.
     """
 
     expected: dict[str, np.ndarray]
     drawn: dict[str, np.ndarray]
 
+    @property
+    def unsolved(self) -> float:
+        """The share of draws without a number, of all channels; intervals are of the others."""
+        return float(np.mean([np.mean(~np.isfinite(value)) for value in self.drawn.values()]))
+
     def interval(self, channel: str, level: float = 0.9) -> np.ndarray:
         """(2, patient, n): the central interval that holds a new measurement with this probability."""
         tail = 50.0 * (1.0 - level)
-        return np.percentile(self.drawn[channel], [tail, 100.0 - tail], axis=0)
+        return np.nanpercentile(self.drawn[channel], [tail, 100.0 - tail], axis=0)
 
 
 def train_ensemble(

@@ -1,6 +1,7 @@
 """A hybrid against its mechanism, against closed forms, and against a truth that the mechanism lacks."""
 
 from dataclasses import replace
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -12,9 +13,10 @@ from saturable import KM, TIMES, VMAX, VOLUME, concentration, mechanism, patient
 
 from dtwin_jax.core.prior import normal
 from dtwin_jax.core.quantity import assign, quantities
+from dtwin_jax.core.record import Record, Series
 from dtwin_jax.core.signal import Doses
 from dtwin_jax.dynamics.check import check_model
-from dtwin_jax.dynamics.hybrid import hybrid, parts_of, with_prior, with_weights
+from dtwin_jax.dynamics.hybrid import hybrid, informed, parts_of, with_prior, with_weights
 from dtwin_jax.dynamics.simulate import simulate
 from dtwin_jax.inference.train import train
 from dtwin_jax.models import minimal_model, one_compartment
@@ -120,6 +122,48 @@ def test_last_layer_with_a_prior_starts_as_trained_and_says_what_it_is(with_netw
     # The bias, the last of the weights, moves the rate by 2 of its own units.
     moved = made.drift(*at, assign(made.params(), {"w_5": made.params().w_5 + 1.0})).central
     assert float(moved - after) == pytest.approx(-0.1 * 200.0 * 2.0)
+
+
+class Reading(eqx.Module):
+    """A network that reads a history into one number, and uses it."""
+
+    weight: Any
+
+
+def reading():
+    return Reading(jnp.asarray(0.2))
+
+
+def last_measured(net, record):
+    """Nothing of what is to be predicted: that would be more than the past."""
+    told = sum(jnp.sum(jnp.where(s.mask, s.value, 0.0)) for s in record.observations.values())
+    return jnp.stack([net.weight * (record.past["concentration"].value[-1] + told)])
+
+
+def by_context(t, x, u, p, net):
+    return {"central": -0.1 * p.context[0] * x.central}
+
+
+def test_history_reaches_the_drift_and_the_future_does_not():
+    model = hybrid(mechanism, by_context, reading, context=1)
+    f = informed(model, last_measured)
+    p = f.params()
+
+    def record(past, future):
+        given = Inputs(iv=Doses([0.0], [100.0]))
+        series = {"concentration": Series([4.0], [future])}
+        return Record(given, series, past={"concentration": Series([-1.0], [past])})
+
+    expected = lambda past, future: float(f.predict(p, record(past, future))["concentration"].mean[0])  # noqa: E731
+    # CL / V = 0.05 /h, and 0.1 * 0.2 of the last value on top.
+    assert expected(3.0, 1.0) == pytest.approx(5.0 * np.exp(-4.0 * (0.05 + 0.06)), rel=1e-4)
+    assert expected(3.0, 99.0) == expected(3.0, 1.0)
+    assert expected(0.0, 1.0) == pytest.approx(5.0 * np.exp(-0.2), rel=1e-4)
+
+
+def test_hybrid_without_a_context_takes_no_history():
+    with pytest.raises(ValueError, match="no context to be filled in"):
+        informed(saturable, last_measured)
 
 
 def insulin_effect(t, x, u, p, net):

@@ -8,7 +8,7 @@ from lines import TIME, cohort, line
 from scipy import stats
 
 from dtwin_jax.core.quantity import assign
-from dtwin_jax.inference.ensemble import ensemble_forecast, train_ensemble
+from dtwin_jax.inference.ensemble import Bands, ensemble_forecast, train_ensemble
 
 ROWS = np.array([[1.0, 2.0, 2.5, 4.0], [0.0, 1.5, 2.0, 3.0]])
 MEMBERS = [assign(line.params(), {"level": level}) for level in (0.0, 1.0)]
@@ -34,6 +34,15 @@ def test_bands_hold_members_patients_and_the_error(spread):
     mixture = lambda x: 0.5 * (stats.norm.cdf(x, 0.0, sd) + stats.norm.cdf(x, 1.0, sd))  # noqa: E731
     np.testing.assert_allclose(mixture(low - 0.5 * TIME), 0.1, atol=0.02)
     np.testing.assert_allclose(mixture(high - 0.5 * TIME), 0.9, atol=0.02)
+
+
+def test_draws_that_cannot_be_solved_are_told_and_left_out():
+    drawn = np.random.default_rng(0).normal(size=(1000, 1, 1))
+    torn = drawn.copy()
+    torn[:100] = np.nan
+    found = Bands({}, {"y": torn})
+    assert found.unsolved == pytest.approx(0.1)
+    np.testing.assert_array_equal(found.interval("y"), Bands({}, {"y": drawn[100:]}).interval("y"))
 
 
 def test_members_are_trained_each_from_its_start(tmp_path):
