@@ -16,6 +16,7 @@ from dtwin_jax.core.record import Cohort, Record, stack
 from dtwin_jax.dynamics.hybrid import parts_of
 from dtwin_jax.dynamics.model import Model
 from dtwin_jax.dynamics.simulate import solve
+from dtwin_jax.dynamics.solver import Solver
 from dtwin_jax.dynamics.vector import packing
 
 POINTS = 50
@@ -196,8 +197,11 @@ def _walk(model: Model, p: Any, record: Record, points: int) -> Walk:
     ends = [jnp.max(jnp.asarray(series.time)) for series in record.observations.values()]
     last = functools.reduce(jnp.maximum, ends, t0)
     times = t0 + (last - t0) * jnp.linspace(0.0, 1.0, points)
-    # Of a model with noise, the course without it.
-    solution = solve(replace(model, diffusion=None), p, record.inputs, times, jnp.ones(points, bool), t0=t0)
+    if model.diffusion is not None:
+        # The course without noise, by a method for equations without.
+        ordinary = Solver(rtol=model.solver.rtol, atol=model.solver.atol, adjoint=model.solver.adjoint)
+        model = replace(model, diffusion=None, solver=ordinary)
+    solution = solve(model, p, record.inputs, times, jnp.ones(points, bool), t0=t0)
     _, unpack = packing(jax.eval_shape(model.init, p))
 
     def at(t: Any, vector: Any, u: Any) -> Walk:

@@ -17,9 +17,10 @@ from dtwin_jax.core.record import Record, Series
 from dtwin_jax.core.signal import Doses
 from dtwin_jax.dynamics.check import check_model
 from dtwin_jax.dynamics.hybrid import hybrid, informed, parts_of, with_prior, with_weights
+from dtwin_jax.dynamics.region import residual_share
 from dtwin_jax.dynamics.simulate import simulate
 from dtwin_jax.inference.train import train
-from dtwin_jax.models import minimal_model, one_compartment
+from dtwin_jax.models import linear_health_sde, minimal_model, one_compartment
 from dtwin_jax.models.one_compartment import Inputs, State
 from dtwin_jax.neural.residual import Perceptron
 
@@ -236,3 +237,20 @@ def test_what_the_mechanism_has_not_is_refused(residual, options, said):
 def test_model_that_is_no_hybrid_has_no_parts():
     with pytest.raises(ValueError, match="is no hybrid"):
         parts_of(mechanism)
+
+
+def own_change(t, x, u, p, net):
+    return {"H": net(x.H)[0]}
+
+
+def test_hybrid_of_a_model_with_noise_is_filtered_as_its_mechanism():
+    small = replace(linear_health_sde, flow=None)
+    noisy = hybrid(small, own_change, Perceptron(centre=(0.0,), spread=(1.0,), width=2))
+    series = {"H": Series([0.5, 1.0, 2.0], [0.3, 0.1, -0.2])}
+    ours, theirs = (
+        f.predict(f.params(), Record(small.inputs(), series))["H"] for f in (noisy, linear_health_sde)
+    )
+    np.testing.assert_allclose(ours.mean, theirs.mean, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(ours.variance, theirs.variance, rtol=1e-6)
+    walked = residual_share(noisy, nudged(noisy.params()), Record(small.inputs(), series))
+    assert 0 < walked["H"] <= 1
