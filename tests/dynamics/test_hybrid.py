@@ -19,8 +19,10 @@ from dtwin_jax.dynamics.check import check_model
 from dtwin_jax.dynamics.hybrid import hybrid, informed, parts_of, with_prior, with_weights
 from dtwin_jax.dynamics.region import residual_share
 from dtwin_jax.dynamics.simulate import simulate
+from dtwin_jax.dynamics.solver import Solver
+from dtwin_jax.inference.fit import fit
 from dtwin_jax.inference.train import train
-from dtwin_jax.models import linear_health_sde, minimal_model, one_compartment
+from dtwin_jax.models import linear_health, linear_health_sde, minimal_model, one_compartment
 from dtwin_jax.models.one_compartment import Inputs, State
 from dtwin_jax.neural.residual import Perceptron
 
@@ -254,3 +256,25 @@ def test_hybrid_of_a_model_with_noise_is_filtered_as_its_mechanism():
     np.testing.assert_allclose(ours.variance, theirs.variance, rtol=1e-6)
     walked = residual_share(noisy, nudged(noisy.params()), Record(small.inputs(), series))
     assert 0 < walked["H"] <= 1
+
+
+def push_alone(t, x, u, p, net):
+    return {"H": net(0.7)[0]}
+
+
+def test_laplace_of_a_last_layer_is_bayesian_regression():
+    # A push c that does not change: H is c (1 - exp(-0.1 t)) / 0.1, and c is linear in the weights.
+    sd, error, times = 0.5, 0.1, np.array([0.5, 1.0, 2.0])
+    seen = np.array([0.1, 0.3, 0.4])
+    net = Perceptron(centre=(0.0,), spread=(1.0,), width=2)
+    pushed = hybrid(replace(linear_health, flow=None, solver=Solver(dt=0.25)), push_alone, net)
+    made = with_prior(pushed, pushed.params(), sd)
+    known = dict.fromkeys(quantities(linear_health.params()))
+    record = Record(made.inputs(), {"H": Series(times, seen)})
+    found = fit(made, record, key=jax.random.key(0), priors=known, starts=1)
+    features = sd * np.array([*net().hidden(0.7), 1.0])
+    slope = (1.0 - np.exp(-0.1 * times)) / 0.1
+    precision = 1.0 / np.sum(features**2) + np.sum(slope**2) / error**2
+    weights = np.array([found.estimate[name][0] for name in found.names])
+    assert features @ weights == pytest.approx(np.sum(slope * seen) / error**2 / precision, rel=1e-4)
+    assert features @ found.covariance[0] @ features == pytest.approx(1.0 / precision, rel=1e-4)
