@@ -7,9 +7,6 @@ import jax.numpy as jnp
 
 from dtwin_jax.dynamics.filtering.gaussian import Gaussian
 
-# Of the kernel, in sds.
-WIDTH = 0.1
-
 
 def drawn_rows(log_weight: Any, offset: Any, count: int) -> Any:
     """Rows drawn by weight, evenly (systematic resampling)."""
@@ -26,10 +23,21 @@ def spread(u: Any, belief: Gaussian, log_weight: Any, key: Any) -> tuple[Any, Ga
     middle, covariance = covariance_of(z, log_weight)
     rows = drawn_rows(log_weight, jax.random.uniform(key_rows), draws)
     noise = jax.random.normal(key_noise, z.shape)
-    kept = jnp.sqrt(1.0 - WIDTH**2) * (z[rows] - middle[None, :])
-    z = middle[None, :] + kept + WIDTH * noise @ root_of(covariance).T
+    width = _width(log_weight, names)
+    kept = jnp.sqrt(1.0 - width**2) * (z[rows] - middle[None, :])
+    z = middle[None, :] + kept + width * noise @ root_of(covariance).T
     even = jnp.full_like(log_weight, -jnp.log(float(draws)))
     return z[:, :names], Gaussian(z[:, names:], belief.covariance[rows]), even
+
+
+def _width(log_weight: Any, dimensions: int) -> Any:
+    """Of the kernel, in sds: the normal rule for as many draws as are effective (Silverman 1986).
+
+    The state follows from the parameters, so only these are counted as dimensions.
+    """
+    effective = jnp.exp(-jax.scipy.special.logsumexp(2.0 * log_weight))
+    power = 1.0 / (dimensions + 4)
+    return jnp.minimum((4.0 / (dimensions + 2)) ** power * effective**-power, 1.0)
 
 
 def covariance_of(z: Any, log_weight: Any) -> tuple[Any, Any]:

@@ -7,7 +7,7 @@ spread again by a kernel that keeps mean and covariance of parameters and state 
 
     z' = m + sqrt(1 - h^2) (z - m) + h C^(1/2) e,   z = (unbounded parameters, state), e standard normal
 
-The kernel takes the posterior for normal, so what it gives is an approximation, best where updates are many
+with h by the normal rule for densities of as many draws as are effective. The kernel takes the posterior for normal, so what it gives is an approximation, best where updates are many
 and small. With the whole record at hand (`history`) renewed draws are moved instead by Metropolis steps,
 whose target is the posterior of all measurements: exact but for the number of draws, and a solve from the
 start for each step, though only when draws are renewed.
