@@ -25,7 +25,11 @@ def spread(u: Any, belief: Gaussian, log_weight: Any, key: Any) -> tuple[Any, Ga
     noise = jax.random.normal(key_noise, z.shape)
     width = _width(log_weight, names)
     kept = jnp.sqrt(1.0 - width**2) * (z[rows] - middle[None, :])
-    z = middle[None, :] + kept + width * noise @ root_of(covariance).T
+    # Few draws scatter less about their own mean than what they are drawn from, and their mean is off: each
+    # renewal would add to it.
+    share = 1.0 / effective_of(log_weight)
+    wide = jnp.sqrt((1.0 + share) / (1.0 - jnp.minimum(share, 0.5)))
+    z = middle[None, :] + wide * (kept + width * noise @ root_of(covariance).T)
     even = jnp.full_like(log_weight, -jnp.log(float(draws)))
     return z[:, :names], Gaussian(z[:, names:], belief.covariance[rows]), even
 
@@ -35,9 +39,14 @@ def _width(log_weight: Any, dimensions: int) -> Any:
 
     The state follows from the parameters, so only these are counted as dimensions.
     """
-    effective = jnp.exp(-jax.scipy.special.logsumexp(2.0 * log_weight))
+    effective = effective_of(log_weight)
     power = 1.0 / (dimensions + 4)
     return jnp.minimum((4.0 / (dimensions + 2)) ** power * effective**-power, 1.0)
+
+
+def effective_of(log_weight: Any) -> Any:
+    """The effective number of draws with these weights, along the last axis."""
+    return jnp.exp(-jax.scipy.special.logsumexp(2.0 * log_weight, axis=-1))
 
 
 def covariance_of(z: Any, log_weight: Any) -> tuple[Any, Any]:

@@ -7,10 +7,12 @@ spread again by a kernel that keeps mean and covariance of parameters and state 
 
     z' = m + sqrt(1 - h^2) (z - m) + h C^(1/2) e,   z = (unbounded parameters, state), e standard normal
 
-with h by the normal rule for densities of as many draws as are effective. The kernel takes the posterior for normal, so what it gives is an approximation, best where updates are many
-and small. With the whole record at hand (`history`) renewed draws are moved instead by Metropolis steps,
-whose target is the posterior of all measurements: exact but for the number of draws, and a solve from the
-start for each step, though only when draws are renewed.
+with h by the normal rule for densities of as many draws as are effective. The kernel takes the posterior
+for normal, so a measurement that would leave few draws is taken in by stages, each with a renewal. What it
+gives is an approximation, best where updates are many and small, and too narrow with few draws. With the
+whole record at hand (`history`) renewed draws are moved instead by Metropolis steps, whose target is the
+posterior of all measurements: exact but for the number of draws, and a solve from the start for each step,
+though only when draws are renewed.
 
 Sources: Liu & West 2001, in Sequential Monte Carlo Methods in Practice, doi 10.1007/978-1-4757-3437-9_10;
 Chopin 2002, doi 10.1093/biomet/89.3.539.
@@ -25,24 +27,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dtwin_jax.core.predictor import PENALTY, check_record
+from dtwin_jax.core.predictor import check_record
 from dtwin_jax.core.prior import Prior
 from dtwin_jax.core.record import Cohort, Record
-from dtwin_jax.dynamics.advance import advance, beginning, log_likelihood_of
+from dtwin_jax.dynamics.advance import advance
 from dtwin_jax.dynamics.filtering.gaussian import Gaussian
 from dtwin_jax.inference.density import estimated, parameters, standard_promotion
 from dtwin_jax.inference.fit import Target
 from dtwin_jax.inference.population import Population
 from dtwin_jax.inference.predictive import theta_of
 from dtwin_jax.inference.result import cohort_of, density_from
-from dtwin_jax.twin.draws import beside, covariance_of, drawn_rows, root_of, spread
+from dtwin_jax.twin.draws import drawn_rows, effective_of
 from dtwin_jax.twin.forecast import sampled
-
-# Draws are renewed when the effective number falls below this share.
-_FEW = 0.5
-# Metropolis steps of a renewal, each of this size over the root of the number of parameters.
-_MOVES = 8
-_REACH = 2.38
+from dtwin_jax.twin.updates import beginnings, carried, learned
 
 
 class Live(eqx.Module):
@@ -84,7 +81,7 @@ class Live(eqx.Module):
 
     def effective(self) -> np.ndarray:
         """(patient,) the effective number of draws."""
-        return np.asarray(jnp.exp(-jax.scipy.special.logsumexp(2.0 * self.log_weight, axis=1)))
+        return np.asarray(effective_of(self.log_weight))
 
 
 def live(f: Any, tree: Any, *, draws: int = 200) -> Live:
@@ -159,7 +156,7 @@ def assimilate(
     ends = last_times(record) if until is None else jnp.asarray(until, float)
     stop = jnp.maximum(jnp.broadcast_to(ends, live.time.shape), live.time)
     past = None if history is None else _up_to(jax.tree.map(jnp.asarray, history), stop)
-    return _learned(model, live, record, past, stop, key)
+    return learned(model, live, record, past, stop, key)
 
 
 def last_times(record: Record) -> Any:
@@ -263,22 +260,13 @@ def _begun(model: Any, priors: Any, base: Any, record: Record, theta: Any, ids: 
         base=jax.tree.map(jnp.asarray, base),
         known={name: jnp.asarray(value) for name, value in record.known.items()},
         u=jax.vmap(jax.vmap(target.unbounded))(theta),
-        belief=_beginnings(target, base, record, theta),
+        belief=beginnings(target, base, record, theta),
         log_weight=jnp.full(shape, -jnp.log(float(shape[1])), dtype=float),
         time=jnp.asarray(record.t0, float),
         given=jnp.full(shape[:1], -jnp.inf, dtype=float),
         renewed=jnp.zeros(shape[:1], int),
         lost=jnp.zeros(shape[:1], int),
     )
-
-
-@functools.partial(jax.jit, static_argnames=("target",))
-@standard_promotion
-def _beginnings(target: Target, base: Any, record: Record, theta: Any) -> Gaussian:
-    def one(theta: Any, record: Record) -> Gaussian:
-        return beginning(target.f, parameters(target.names, base, theta, record))
-
-    return jax.vmap(lambda theta, record: jax.vmap(lambda row: one(row, record))(theta))(theta, record)
 
 
 @functools.partial(jax.jit, static_argnames=("target",))
@@ -300,87 +288,5 @@ def _up_to(history: Record, stop: Any) -> Record:
 @standard_promotion
 def _followed(model: Any, live: Live, record: Record, stop: Any) -> Live:
     """The twins at `stop`, their states carried there and nothing learned."""
-    moved, _ = _carried(model, live, live.u, live.belief, record, stop, live.given)
+    moved, _ = carried(model, live, live.u, live.belief, record, stop, live.given)
     return replace(live, belief=moved, time=stop, given=stop)
-
-
-@functools.partial(jax.jit, static_argnames=("model",))
-@standard_promotion
-def _learned(model: Any, live: Live, record: Record, past: Record | None, stop: Any, key: Any) -> Live:
-    moved, found = _carried(model, live, live.u, live.belief, record, stop, live.given)
-    # Beside a measurement that costs the penalty another may win a little back.
-    lost = jnp.all(found <= 0.5 * PENALTY, axis=1)
-    heavier = live.log_weight + jnp.where(lost[:, None], 0.0, found)
-    weight = heavier - jax.scipy.special.logsumexp(heavier, axis=1, keepdims=True)
-    few = jnp.exp(-jax.scipy.special.logsumexp(2.0 * weight, axis=1)) < _FEW * weight.shape[1]
-
-    def renew(state: tuple) -> tuple:
-        keys = jax.random.split(key, len(live.ids))
-        if past is None:
-            new = jax.vmap(spread)(state[0], state[1], state[2], keys)
-        else:
-            new = _moved(model, live, past, stop, state, keys)
-        return jax.tree.map(lambda n, old: jnp.where(beside(few, n), n, old), new, state)
-
-    # Of a ward most updates renew nobody, and then no time is spent on it.
-    state = (live.u, moved, weight)
-    u, belief, weight = jax.lax.cond(jnp.any(few), renew, lambda state: state, state)
-    counted = {"renewed": live.renewed + few.astype(int), "lost": live.lost + lost.astype(int)}
-    return replace(live, u=u, belief=belief, log_weight=weight, time=stop, given=stop, **counted)
-
-
-def _carried(
-    model: Any, live: Live, u: Any, belief: Gaussian, record: Record, stop: Any, given: Any
-) -> tuple[Gaussian, Any]:
-    """Every draw's belief at `stop`, and log-likelihood of the record, (patient, draw).
-
-    A draw that could not be solved keeps the belief that it had, which must not be NaN where draws are
-    averaged, and loses its weight.
-    """
-    target = Target(model, live.priors)
-
-    def draw(u: Any, belief: Gaussian, record: Record, stop: Any, given: Any) -> tuple[Gaussian, Any]:
-        p = parameters(target.names, live.base, target.bounded(u), record)
-        moved, predicted = advance(model, p, belief, record, stop, given)
-        good = jnp.all(jnp.isfinite(moved.mean)) & jnp.all(jnp.isfinite(moved.covariance))
-        kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), moved, belief)
-        return kept, jnp.where(good, log_likelihood_of(predicted, record), PENALTY)
-
-    def patient(u: Any, belief: Gaussian, record: Record, stop: Any, given: Any) -> tuple[Gaussian, Any]:
-        return jax.vmap(lambda u, b: draw(u, b, record, stop, given))(u, belief)
-
-    return jax.vmap(patient)(u, belief, record, stop, given)
-
-
-def _moved(model: Any, live: Live, past: Record, stop: Any, state: tuple, keys: Any) -> tuple:
-    """Draws of equal weight, moved by Metropolis steps on the posterior of everything measured."""
-    target = Target(model, live.priors)
-    u, _, weight = state
-    never = jnp.full(stop.shape, -jnp.inf, dtype=float)
-
-    def density(u: Any) -> tuple[Gaussian, Any]:
-        theta = jax.vmap(jax.vmap(target.bounded))(u)
-        start = _beginnings(target, live.base, past, theta)
-        belief, found = _carried(model, live, u, start, past, stop, never)
-        return belief, found + jnp.sum(jax.vmap(jax.vmap(target.log_prior))(u), axis=2)
-
-    roots = jax.vmap(lambda u, weight: root_of(covariance_of(u, weight)[1]))(u, weight)
-    rows = jax.vmap(lambda w, k: drawn_rows(w, jax.random.uniform(k), w.shape[0]))(weight, keys)
-    u = jax.vmap(lambda u, rows: u[rows])(u, rows)
-
-    def step(carry: tuple, count: Any) -> tuple[tuple, None]:
-        u, belief, at = carry
-        key_noise, key_accept = jax.random.split(jax.random.fold_in(keys[0], count))
-        noise = jax.random.normal(key_noise, u.shape) * (_REACH / u.shape[2] ** 0.5)
-        proposed = u + jnp.einsum("pij,pdj->pdi", roots, noise)
-        new, there = density(proposed)
-        accepted = jnp.log(jax.random.uniform(key_accept, at.shape)) < there - at
-        taken = jax.tree.map(
-            lambda n, old: jnp.where(beside(accepted, n), n, old),
-            (proposed, new, there),
-            (u, belief, at),
-        )
-        return taken, None
-
-    (u, belief, _), _ = jax.lax.scan(step, (u, *density(u)), jnp.arange(_MOVES))
-    return u, belief, jnp.full_like(weight, -jnp.log(float(weight.shape[1])))
