@@ -145,7 +145,6 @@ def test_the_shipped_jobs_are_right(name):
         (("one_comp", "on_comp"), 1, ["'model'", "on_compartment", "did you mean 'one_compartment'"]),
         (("one_compartment", "os:nothing"), 1, ["'model'", "cannot import 'os:nothing'"]),
         (("one_compartment", "os:sep"), 1, ["'model'", "found a str", "expected a model"]),
-        (("one_compartment", "linear_health_sde"), 1, ["'model'", "SDE"]),
         (('file = "table.csv"', "file = 3"), 3, ["'data.file'", "found 3", "string"]),
         (("table.csv", "tabel.csv"), 3, ["'data.file'", "no file", "tabel.csv"]),
         (("file =", "fil ="), 3, ["'data.fil'", "did you mean 'file'"]),
