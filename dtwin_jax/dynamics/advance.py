@@ -10,6 +10,7 @@ from dtwin_jax.core.predictor import likelihood_of
 from dtwin_jax.core.quantity import replace_fields
 from dtwin_jax.core.record import Record
 from dtwin_jax.core.signal import Doses
+from dtwin_jax.dynamics.filtering.body import Body
 from dtwin_jax.dynamics.filtering.gaussian import Gaussian
 from dtwin_jax.dynamics.filtering.run import predicted_until
 from dtwin_jax.dynamics.model import Model, expect_until, noisy
@@ -19,11 +20,11 @@ from dtwin_jax.dynamics.vector import packing
 
 def beginning(model: Model, p: Any) -> Gaussian:
     """What is believed of the state before anything was measured; of an ODE it is known."""
-    pack, _ = packing(jax.eval_shape(model.init, p))
-    mean = pack(model.init(p))
-    spread = None if model.diffusion is None else model.filter.spread
-    sd = jnp.zeros_like(mean) if spread is None else pack(spread(p))
-    return Gaussian(mean, jnp.diag(sd**2))
+    body = Body(model, p, model.inputs(), ())
+    if model.diffusion is not None:
+        return model.filter.start(body)
+    mean = body.start()
+    return Gaussian(mean, jnp.zeros((mean.shape[0], mean.shape[0]), mean.dtype))
 
 
 def advance(

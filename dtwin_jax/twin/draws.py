@@ -6,13 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from dtwin_jax.dynamics.filtering.gaussian import Gaussian
-
-
-def drawn_rows(log_weight: Any, offset: Any, count: int) -> Any:
-    """Rows drawn by weight, evenly (systematic resampling)."""
-    at = (jnp.arange(count, dtype=float) + offset) / count
-    rows = jnp.searchsorted(jnp.cumsum(jnp.exp(log_weight)), at)
-    return jnp.clip(rows, 0, log_weight.shape[0] - 1)
+from dtwin_jax.dynamics.filtering.weights import drawn_rows, effective_of
 
 
 def spread(u: Any, belief: Gaussian, log_weight: Any, key: Any) -> tuple[Any, Gaussian, Any]:
@@ -42,11 +36,6 @@ def _width(log_weight: Any, dimensions: int) -> Any:
     effective = effective_of(log_weight)
     power = 1.0 / (dimensions + 4)
     return jnp.minimum((4.0 / (dimensions + 2)) ** power * effective**-power, 1.0)
-
-
-def effective_of(log_weight: Any) -> Any:
-    """The effective number of draws with these weights, along the last axis."""
-    return jnp.exp(-jax.scipy.special.logsumexp(2.0 * log_weight, axis=-1))
 
 
 def covariance_of(z: Any, log_weight: Any) -> tuple[Any, Any]:

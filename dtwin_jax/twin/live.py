@@ -32,12 +32,12 @@ from dtwin_jax.core.prior import Prior
 from dtwin_jax.core.record import Cohort, Record
 from dtwin_jax.dynamics.advance import advance
 from dtwin_jax.dynamics.filtering.gaussian import Gaussian
+from dtwin_jax.dynamics.filtering.weights import drawn_rows, effective_of
 from dtwin_jax.inference.density import estimated, parameters, standard_promotion
 from dtwin_jax.inference.fit import Target
 from dtwin_jax.inference.population import Population
 from dtwin_jax.inference.predictive import theta_of
 from dtwin_jax.inference.result import cohort_of, density_from
-from dtwin_jax.twin.draws import drawn_rows, effective_of
 from dtwin_jax.twin.forecast import sampled
 from dtwin_jax.twin.updates import beginnings, carried, learned
 

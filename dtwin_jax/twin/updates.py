@@ -11,9 +11,10 @@ from dtwin_jax.core.predictor import PENALTY
 from dtwin_jax.core.record import Record
 from dtwin_jax.dynamics.advance import advance, beginning, log_likelihood_of
 from dtwin_jax.dynamics.filtering.gaussian import Gaussian
+from dtwin_jax.dynamics.filtering.weights import drawn_rows, effective_of
 from dtwin_jax.inference.density import parameters, standard_promotion
 from dtwin_jax.inference.fit import Target
-from dtwin_jax.twin.draws import beside, covariance_of, drawn_rows, effective_of, root_of, spread
+from dtwin_jax.twin.draws import beside, covariance_of, root_of, spread
 
 # Draws are renewed when the effective number falls below this share.
 _FEW = 0.5

@@ -22,6 +22,7 @@ from dtwin_jax.dynamics.filtering.body import Body
 from dtwin_jax.dynamics.filtering.gaussian import known_of
 from dtwin_jax.dynamics.filtering.run import ordered_inputs
 from dtwin_jax.dynamics.filtering.sequence import Rows, rows_of
+from dtwin_jax.dynamics.filtering.weights import drawn_rows, effective_of
 
 
 class Swarm(eqx.Module):
@@ -68,17 +69,15 @@ class ParticleFilter:
             found[name] = dist.MixtureSameFamily(mix, families[name](**each))
         return found
 
-    def informed(self, swarm: Swarm, errors: dict[str, Any], row: Any, channels: Any, key: Any) -> Swarm:
+    def informed(self, swarm: Swarm, errors: dict[str, Any], row: Any, key: Any) -> Swarm:
         """The swarm after a measurement; `errors`: channel -> distribution by member."""
         each = jnp.stack([_log_density(d, row) for d in errors.values()])
         log_weight = swarm.log_weight + each[row.channel]
         log_weight = log_weight - jax.scipy.special.logsumexp(log_weight)
         n = log_weight.shape[0]
-        effective = 1.0 / jnp.sum(jnp.exp(2.0 * log_weight))
-        at = (jnp.arange(n, dtype=float) + jax.random.uniform(key)) / n
-        drawn = jnp.searchsorted(jnp.cumsum(jnp.exp(log_weight)), at)
-        anew = Swarm(swarm.members[jnp.clip(drawn, 0, n - 1)], jnp.full((n,), -jnp.log(float(n))))
-        few = effective < self.renew * n
+        drawn = drawn_rows(log_weight, jax.random.uniform(key), n)
+        anew = Swarm(swarm.members[drawn], jnp.full((n,), -jnp.log(float(n))))
+        few = effective_of(log_weight) < self.renew * n
         return jax.tree.map(lambda new, old: jnp.where(few, new, old), anew, Swarm(swarm.members, log_weight))
 
 
@@ -100,7 +99,7 @@ class EnsembleKalman(ParticleFilter):
             found[name] = family(jnp.mean(loc, axis=1), jnp.sqrt(variance))
         return found
 
-    def informed(self, swarm: Swarm, errors: dict[str, Any], row: Any, channels: Any, key: Any) -> Swarm:
+    def informed(self, swarm: Swarm, errors: dict[str, Any], row: Any, key: Any) -> Swarm:
         """The swarm after a measurement; `errors`: channel -> distribution by member."""
         import numpyro.distributions as dist
 
@@ -151,7 +150,7 @@ def _passed(model: Any, p: Any, record: Record, rows: Rows, names: tuple[str, ..
         parts = jax.vmap(lambda x: errors(moment.stop, x, moment.held))(moved.members)
         row = jax.tree.map(lambda leaf: leaf[moment.row], rows)
         distributions = {name: families[name](**parts[name]) for name in names}
-        informed = method.informed(moved, distributions, row, names, key_row)
+        informed = method.informed(moved, distributions, row, key_row)
         learns = ~event & row.used & (row.time >= t0)
         following = jax.tree.map(lambda new, old: jnp.where(learns, new, old), informed, moved)
         return following, (parts, moved.log_weight)
