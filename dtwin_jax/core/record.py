@@ -1,5 +1,6 @@
 """What is known of a patient: inputs, observations, facts; and cohorts of patients, padded and stacked."""
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -86,6 +87,11 @@ class Cohort:
         if patient not in self.ids:
             raise KeyError(f"no patient {patient!r}; the cohort has {', '.join(self.ids[:20])}")
         return self.at(self.ids.index(patient))
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """A number (patient,) by each id, for random keys: the place in the cohort does not count."""
+        return np.asarray([zlib.crc32(patient.encode()) for patient in self.ids], np.uint32)
 
     def at(self, index: int) -> Record:
         """The (padded) record of the patient at a position."""

@@ -71,3 +71,13 @@ def _not_given(inputs: Any, given: Any) -> Any:
             done = (jnp.asarray(signal.duration) == 0) & (jnp.asarray(signal.time) <= given)
             left[name] = Doses(signal.time, jnp.where(done, 0.0, signal.amount), signal.duration)
     return replace_fields(inputs, left)
+
+
+def over_by(model: Model, p: Any, inputs: Any, time: Any, given: Any) -> dict[str, Any]:
+    """Input -> (dose,), whether a dose is wholly in the state at `time`; boluses are up to `given`."""
+    reached = inputs if model.dosing is None else model.dosing(inputs, p)
+    return {
+        name: jnp.where(s.duration > 0, s.time + s.duration <= time, s.time <= given)
+        for name, s in vars(reached).items()
+        if isinstance(s, Doses)
+    }

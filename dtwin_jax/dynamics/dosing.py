@@ -15,6 +15,9 @@ from dtwin_jax.core.quantity import replace_fields
 from dtwin_jax.core.signal import AbstractSignal, Doses, Sampled
 from dtwin_jax.core.types import AnyArray, Scalar
 
+# Up to so many numbers are put in order by counting, so many at a time.
+_COUNTED, _PART = 256, 16
+
 
 class Pieces(eqx.Module):
     """A solve cut at its events; piece `k` runs from `bounds[k]` to `bounds[k + 1]`.
@@ -32,6 +35,23 @@ class Pieces(eqx.Module):
     amount: Any
 
 
+def in_order(x: Any) -> tuple[Any, Any]:
+    """Which of `x` (n,) is at each place when sorted, equal ones as they come; and the place of each.
+
+    By counting, part by part: under `vmap` a processor counts ten times faster than it sorts.
+    """
+    (n,) = x.shape
+    if n > _COUNTED:
+        order = jnp.argsort(x)
+        return order, jnp.argsort(order)
+    index, place = jnp.arange(n), jnp.zeros(n, int)
+    for start in range(0, n, _PART):
+        other, j = x[start : start + _PART], index[start : start + _PART]
+        first = (other[None] < x[:, None]) | ((other[None] == x[:, None]) & (j[None] < index[:, None]))
+        place = place + jnp.sum(first, axis=1)
+    return jnp.zeros(n, int).at[place].set(index), place
+
+
 def has_samples(inputs: Any) -> bool:
     """Whether an input varies inside a piece."""
     return any(isinstance(signal, Sampled) for signal in vars(inputs).values())
@@ -40,7 +60,11 @@ def has_samples(inputs: Any) -> bool:
 def corners(inputs: Any) -> Any:
     """Sorted times at which an input turns inside a piece, None where none does."""
     times = [jnp.asarray(signal.time) for signal in vars(inputs).values() if isinstance(signal, Sampled)]
-    return jax.lax.stop_gradient(jnp.sort(jnp.concatenate(times))) if times else None
+    if not times:
+        return None
+    turns = jax.lax.stop_gradient(jnp.concatenate(times))
+    # Those of one signal are sorted as they are.
+    return turns if len(times) == 1 else turns[in_order(turns)[0]]
 
 
 def cut(inputs: Any, t0: Any, t1: Any, stops: Any = None) -> Pieces:
@@ -55,8 +79,7 @@ def cut(inputs: Any, t0: Any, t1: Any, stops: Any = None) -> Pieces:
     signals = {name: s for name, s in vars(inputs).items() if isinstance(s, AbstractSignal)}
     edges = [jnp.asarray(signal.edges()) for signal in signals.values()]
     times = jnp.concatenate([*edges, *([] if stops is None else [stops]), jnp.zeros((0,))])
-    order = jnp.argsort(times)
-    event = times[order]
+    event = times[in_order(times)[0]]
     inner = jnp.clip(event, t0, t1)
     bounds = jnp.concatenate([jnp.asarray(t0)[None], inner, jnp.asarray(t1)[None]])
     middle = (bounds[:-1] + bounds[1:]) / 2

@@ -4,6 +4,7 @@ Written so that neither equal rates (absorption as fast as elimination) nor a ra
 in the value or in its first derivative.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,32 +15,17 @@ import jax.numpy as jnp
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.vector import packing
 
-# Below this |z| the derivative of phi1 is the Taylor series to z^6, above it is (exp(z) - phi1(z)) / z: both
-# are exact to a few roundings.
-_SERIES_BELOW = 0.01
-_SERIES = (1 / 2, 1 / 3, 1 / 8, 1 / 30, 1 / 144, 1 / 840, 1 / 5760)
+# Below this |z|, phi1 is its Taylor series, exact to a rounding; above, a difference of exponentials keeps
+# its digits, and they are those that a flow takes anyway.
+_SERIES_BELOW = 0.5
+_SERIES = [1 / math.factorial(k + 1) for k in range(15)]
+_SLOPE = [k / math.factorial(k + 1) for k in range(1, 16)]
 
 
-@jax.custom_jvp
 def phi1(z: Any) -> Any:
     """`(exp(z) - 1) / z`, and 1 at 0."""
-    safe = jnp.where(z == 0, 1.0, z)
-    return jnp.where(z == 0, 1.0, jnp.expm1(safe) / safe)
-
-
-@phi1.defjvp
-def _phi1_jvp(primals: tuple, tangents: tuple) -> tuple:
-    # By rule: the derivative of the quotient loses digits where z is small, and that of a series beside it,
-    # taken for every direction, was a third of the cost of a likelihood and its gradient.
-    (z,) = primals
-    value = phi1(z)
-    small = jnp.abs(z) < _SERIES_BELOW
-    series = jnp.zeros_like(z)
-    for coefficient in reversed(_SERIES):
-        series = series * z + coefficient
-    far = jnp.where(small, 1.0, z)
-    slope = jnp.where(small, series, (jnp.exp(far) - value) / far)
-    return value, slope * tangents[0]
+    near = jnp.abs(z) < _SERIES_BELOW
+    return jnp.where(near, _series(jnp.where(near, z, 0.0)), (jnp.exp(z) - 1.0) / jnp.where(near, 1.0, z))
 
 
 def filling(rate: Any, dt: Any) -> Any:
@@ -47,7 +33,10 @@ def filling(rate: Any, dt: Any) -> Any:
 
     The integral of `exp(-rate s)` from 0 to `dt`.
     """
-    return dt * phi1(-rate * dt)
+    z = -rate * dt
+    near = jnp.abs(z) < _SERIES_BELOW
+    far = (1.0 - jnp.exp(z)) / jnp.where(near, 1.0, rate)
+    return jnp.where(near, dt * _series(jnp.where(near, z, 0.0)), far)
 
 
 def passage(first: Any, second: Any, dt: Any) -> Any:
@@ -55,10 +44,31 @@ def passage(first: Any, second: Any, dt: Any) -> Any:
 
     The content of a second compartment per unit of flow out of a first one that held a unit dose.
     """
-    # The same smooth function in either order; with the slow rate outside it cannot overflow. A minimum
-    # and an absolute value have no derivative where the rates are equal.
-    slow, fast = jnp.where(first > second, second, first), jnp.where(first > second, first, second)
-    return dt * jnp.exp(-slow * dt) * phi1(-(fast - slow) * dt)
+    z = (first - second) * dt
+    near = jnp.abs(z) < _SERIES_BELOW
+    left, right = jnp.exp(-first * dt), jnp.exp(-second * dt)
+    far = (left - right) / jnp.where(near, 1.0, second - first)
+    return jnp.where(near, left * dt * _series(jnp.where(near, z, 0.0)), far)
+
+
+@jax.custom_jvp
+def _series(z: Any) -> Any:
+    """`phi1` near 0."""
+    return _polynomial(_SERIES, z)
+
+
+@_series.defjvp
+def _series_jvp(primals: tuple, tangents: tuple) -> tuple:
+    # By rule: one series for all directions.
+    (z,) = primals
+    return _series(z), _polynomial(_SLOPE, z) * tangents[0]
+
+
+def _polynomial(coefficients: list[float], z: Any) -> Any:
+    total = jnp.full_like(z, coefficients[-1])
+    for coefficient in coefficients[-2::-1]:
+        total = total * z + coefficient
+    return total
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from dtwin_jax.core.predictor import Mode, Schema
 from dtwin_jax.core.quantity import quantities, replace_fields
 from dtwin_jax.core.record import Record
+from dtwin_jax.dynamics.ensemble import lanes_of, simulate_cohort
 from dtwin_jax.dynamics.filtering.kalman import ExtendedKalman
 from dtwin_jax.dynamics.simulate import solve
 from dtwin_jax.dynamics.solver import Solver
@@ -81,6 +82,22 @@ class Model:
             return self.filter.predict(self, p, record)
         return noisy(self, p, expect(self, p, record), record)
 
+    def predict_cohort(self, p: Any, record: Record) -> dict[str, Any]:
+        """`predict` of many patients, solved by `simulate_cohort`; every array has a leading patient axis."""
+        if self.diffusion is not None:
+            return jax.vmap(self.predict)(p, record)
+        channels = record.observations
+        times = jnp.concatenate([jnp.asarray(each.time, float) for each in channels.values()], axis=1)
+        after = jnp.concatenate([jnp.asarray(each.after) for each in channels.values()], axis=1)
+        found = simulate_cohort(self, p, record.inputs, times, t0=record.t0, after=after)
+        expected = _by_channel(found.output, channels)
+        return jax.vmap(functools.partial(noisy, self))(p, expected, record)
+
+    @property
+    def solved_together(self) -> bool:
+        """Whether `predict_cohort` solves its patients in one loop, and derivatives with them."""
+        return lanes_of(self) is not None
+
     def schema(self) -> Schema:
         """Names, units and ranges of inputs, outputs and parameters."""
         return _schema(self)
@@ -120,12 +137,18 @@ def expect_until(model: Model, p: Any, record: Record, ends: Any) -> tuple[Any, 
     _, unpack = packing(jax.eval_shape(model.init, p))
     observe = jax.vmap(lambda t, x, u: model.observe(t, unpack(x), u, p))
     output = observe(times, solution.states, solution.inputs)
+    return _by_channel(output, channels), solution.states[times.shape[0] - extra :]
+
+
+def _by_channel(output: Any, channels: dict[str, Any]) -> Any:
+    """Outputs (..., all times) cut into those of each channel (..., own times); others become empty."""
     parts, start = {}, 0
     for name, series in channels.items():
-        parts[name] = getattr(output, name)[start : start + series.time.shape[0]]
-        start += series.time.shape[0]
-    empty = {name: getattr(output, name)[:0] for name in quantities(output) if name not in parts}
-    return replace_fields(output, parts | empty), solution.states[start:]
+        count = series.time.shape[-1]
+        parts[name] = getattr(output, name)[..., start : start + count]
+        start += count
+    empty = {name: getattr(output, name)[..., :0] for name in quantities(output) if name not in parts}
+    return replace_fields(output, parts | empty)
 
 
 def _marked(predicted: Any, solved: Any) -> Any:

@@ -104,25 +104,25 @@ def _solve(model: Any, p: Any, inputs: Any, times: Any, after: Any, t0: Any, key
 
 
 def _solve_by_flow(model: Any, p: Any, inputs: Any, pieces: Pieces, times: Any, after: Any) -> Solution:
-    x0 = model.init(p)
-    pack, unpack = packing(jax.eval_shape(lambda: x0))
     bounds = pieces.bounds
 
     def cross(x, piece):
         start, stop, held, amount = piece
         u = inputs_at(inputs, held, start)
-        end = model.flow(stop - start, unpack(x), u, p)
-        return pack(cross_event(model, stop, end, u, amount, p)), x
+        end = model.flow(stop - start, x, u, p)
+        return cross_event(model, stop, end, u, amount, p), x
 
-    _, starts = jax.lax.scan(cross, pack(x0), (bounds[:-1], bounds[1:], pieces.held, pieces.amount))
+    # States stay apart here: in one vector, a cohort's would lie with the short axis last.
+    start = jax.tree.map(lambda x: jnp.asarray(x, float), model.init(p))
+    rows = (bounds[:-1], bounds[1:], pieces.held, pieces.amount)
+    _, starts = jax.lax.scan(cross, start, rows)
     index = piece_of(pieces.event, times, after)
-
     acting = _inputs_in(inputs, pieces, times, index)
-
-    def reach(t, k, u):
-        return pack(model.flow(t - bounds[k], unpack(starts[k]), u, p))
-
-    states = jax.vmap(reach)(times, index, acting)
+    # Looked up before the flow, not in it, where they would keep its exponentials from being vectorised.
+    begin, x = jax.tree.map(lambda leaf: leaf[index], (bounds, starts))
+    found = jax.vmap(lambda dt, x, u: model.flow(dt, x, u, p))(times - begin, x, acting)
+    pack, _ = packing(jax.eval_shape(lambda: start))
+    states = jax.vmap(pack)(found)
     finite = jnp.all(jnp.isfinite(states))
     outcome = jnp.where(finite, int(Outcome.SOLVED), int(Outcome.NOT_FINITE))
     return Solution(states, acting, outcome, jnp.asarray(0))

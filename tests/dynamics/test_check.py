@@ -5,15 +5,19 @@ from dataclasses import replace
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from small_models import ConcentrationOnly, Inputs, Outputs, Params, State, exact, late_bolus
 
 import dtwin_jax
 from dtwin_jax.core.quantity import param, var
+from dtwin_jax.core.record import Record, Series, stack
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.check import check_model
+from dtwin_jax.dynamics.filtering.kalman import Kalman
 from dtwin_jax.dynamics.linear import LinearFlow
 from dtwin_jax.dynamics.residual import additive, combined, log_normal, proportional
+from dtwin_jax.dynamics.simulate import simulate
 from dtwin_jax.models import CATALOGUE
 
 
@@ -141,3 +145,28 @@ def test_name_with_two_meanings_is_said():
         noise=lambda y, p: {"k": None},
     )
     assert check_model(model) == ["'k' is an output and a parameter: data of that name could be either"]
+
+
+class Nothing(eqx.Module):
+    """No inputs."""
+
+
+def test_a_body_to_which_nothing_can_be_given_is_sound():
+    """Inputs without fields pass every check, outputs without fields do not."""
+    alone = replace(
+        sound,
+        inputs=Nothing,
+        dosing=None,
+        flow=None,
+        init=lambda p: State(central=100.0 * p.sd * p.V),
+        drift=rate(lambda t, x, u, p: -p.k * x.central),
+    )
+    assert check_model(alone) == []
+    assert "observe returns Nothing" in planted(observe=lambda t, x, u, p: Nothing())[0]
+    found = simulate(alone, Params(), Nothing(), jnp.asarray([1.0, 4.0]))
+    np.testing.assert_allclose(found.state.central, 50.0 * np.exp([-0.3, -1.2]), rtol=1e-5)
+    noisy = replace(alone, diffusion=rate(lambda t, x, u, p: 0.0 * x.central + 0.5), filter=Kalman())
+    record = Record(Nothing(), {"concentration": Series([1.0, 4.0], [7.0, 3.0])})
+    variance = 0.5**2 * -np.expm1(-0.6) / 0.6 / 25.0 + 0.1**2
+    np.testing.assert_allclose(noisy.predict(Params(), record)["concentration"].variance[0], variance)
+    assert len(stack({"a": record, "b": record})) == 2

@@ -317,3 +317,8 @@ def test_kalman_refuses_what_it_would_get_wrong():
         MODEL.predict(P, sampled)
     with pytest.raises(ValueError, match="diffusion that is the same in every state"):
         replace(GROWTH, filter=Kalman()).predict(Growth(), Record(Inputs(), {"size": Series([1.0], [1.0])}))
+    tidal = replace(
+        MODEL, drift=lambda t, x, u, p: State(depot=jnp.sin(t) - x.depot, central=0.0 * x.central)
+    )
+    with pytest.raises(ValueError, match="not with time"):
+        tidal.predict(P, RECORD)

@@ -101,10 +101,14 @@ CASES: dict[str, Case] = {
         span=5.0, levels={"stimulus": (-0.4, -0.3, 0.0)}, rest=None, rtol=1e-11, step=1e-4
     ),
     "beeler_reuter": Case(
-        slow=True, span=60.0, levels={"stimulus": (0.1, 0.2, 0.0)}, rest=None, recovered=("g_s", "g_K1")
+        span=60.0, levels={"stimulus": (0.1, 0.2, 0.0)}, rest=None, recovered=("g_s", "g_K1")
     ),
     "luo_rudy": Case(
-        slow=True, span=60.0, levels={"stimulus": (-2.0, -6.0, 0.0)}, rest=None, recovered=("g_si", "g_K")
+        span=60.0,
+        levels={"stimulus": (-2.0, -6.0, 0.0)},
+        rest=None,
+        recovered=("g_si", "g_K"),
+        step=1e-4,
     ),
     "subcutaneous_insulin": Case(span=360.0, amount={"insulin": 1e4}),
     "ovarian_tumour": Case(span=200.0, levels={"concentration": (5.0, 1.0, 0.0)}, rest=None),
@@ -175,14 +179,14 @@ CASES: dict[str, Case] = {
         recovered=(),
         rtol=1e-8,
     ),
+    # As the four chambers; over the stroke volume they are off by 0.35 % of the largest, at any step.
     "reflex_circulation": Case(
-        slow=True,
         span=1.0,
         levels={"infusion": (0.0, -20.0, 10.0)},
         rest=None,
         recovered=("circulation.C_sat", "reflex.Pn"),
         step=5e-5,
-        slack=1500.0,
+        slack=2500.0,
     ),
     "propofol_remifentanil_bis": Case(recovered=("C50_propofol", "gamma")),
 }

@@ -66,6 +66,12 @@ class Body:
             [jnp.asarray(d.scale) for d in found]
         )
 
+    def logarithmic(self) -> Any:
+        """Which channels are log-normal, (channel,)."""
+        import numpyro.distributions as dist
+
+        return jnp.asarray([family is dist.LogNormal for family in self.families()], bool)
+
     def families(self) -> tuple[type, ...]:
         """The family of every channel.
 
@@ -87,6 +93,6 @@ class Body:
             if family not in (dist.Normal, dist.LogNormal):
                 raise ValueError(
                     f"{self.model.name}: channel {name!r} is {family.__name__}; this filter takes Normal and "
-                    "LogNormal errors, a particle filter takes any"
+                    "LogNormal errors, a particle filter that is not guided takes any"
                 )
         return tuple(found[name] for name in self.names)

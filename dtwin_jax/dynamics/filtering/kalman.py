@@ -98,7 +98,8 @@ class Kalman(ExtendedKalman):
         zero = jnp.zeros_like(belief.mean)
         f = functools.partial(_at, body.drift, start, held)
         noise = body.diffusion(start, zero, held) ** 2
-        A, b, Q = linear_move(jax.jacfwd(f)(zero), f(zero), noise, stop - start)
+        reverse = not isinstance(self.solver.adjoint, diffrax.ForwardMode)
+        A, b, Q = linear_move(jax.jacfwd(f)(zero), f(zero), noise, stop - start, reverse=reverse)
         return Gaussian(A @ belief.mean + b, A @ belief.covariance @ A.T + Q), A
 
 
@@ -186,7 +187,7 @@ def _integrated(
 
 @functools.lru_cache(maxsize=256)
 def _check_linear(model: Any) -> None:
-    """Raise unless the drift is affine in the state and the diffusion does not depend on it."""
+    """Raise unless the drift is affine in the state at all times, and the diffusion is always the same."""
     with jax.ensure_compile_time_eval():
         p, u = model.params(), model.inputs()
         body = Body(model, p, u, ())
@@ -198,11 +199,22 @@ def _check_linear(model: Any) -> None:
             ("drift", jax.jacfwd(lambda x: body.drift(t, x, held))),
             ("diffusion", lambda x: body.diffusion(t, x, held)),
         ):
-            first, *others = (np.asarray(rate(x)) for x in points)
-            scale = 1e-6 * np.max(np.abs(first), initial=1e-300)
-            if not all(np.allclose(first, other, rtol=1e-6, atol=scale) for other in others):
+            if not _alike([rate(x) for x in points]):
                 wanted = "linear in the state" if what == "drift" else "the same in every state"
                 raise ValueError(
                     f"{model.name}: Kalman needs a {what} that is {wanted}: use ExtendedKalman or "
                     "UnscentedKalman"
                 )
+        # Both would be held as they were at the start of each stretch.
+        for what, rate in (("drift", body.drift), ("diffusion", body.diffusion)):
+            if not _alike([rate(jnp.asarray(time), points[0], held) for time in (0.0, 1.7, 31.3)]):
+                raise ValueError(
+                    f"{model.name}: Kalman needs a {what} that changes by inputs only, not with time: use "
+                    "ExtendedKalman or UnscentedKalman"
+                )
+
+
+def _alike(found: list[Any]) -> bool:
+    first, *others = map(np.asarray, found)
+    scale = 1e-6 * np.max(np.abs(first), initial=1e-300)
+    return all(np.allclose(first, other, rtol=1e-6, atol=scale) for other in others)

@@ -10,7 +10,7 @@ from dtwin_jax.core.record import Record
 from dtwin_jax.core.types import Vector
 from dtwin_jax.dynamics.filtering.body import Body
 from dtwin_jax.dynamics.filtering.gaussian import Gaussian, jumped, updated
-from dtwin_jax.dynamics.filtering.sequence import Moments, Rows, moments_of, rows_of, wanted
+from dtwin_jax.dynamics.filtering.sequence import Moments, Rows, moments_of, on_reading_scale, rows_of, wanted
 
 
 class States(eqx.Module):
@@ -21,12 +21,15 @@ class States(eqx.Module):
         mean: the model's State, every leaf with a leading (n,) axis.
         sd: likewise.
         covariance: (n, states, states), in the order of the State's fields.
+        effective: (n,) of a particle filter, how many different particles this rests on, by weight: where
+            they are few the mean is noisy and the sd too small. None of a Gaussian filter.
     """
 
     time: Vector
     mean: Any
     sd: Any
     covariance: Any
+    effective: Any = None
 
 
 class _Step(eqx.Module):
@@ -84,23 +87,28 @@ def estimate_states(model: Any, p: Any, record: Record, times: Vector, *, smooth
     Pure, under `jit` and `vmap`. The measurements are those of the record's `past` and `observations`.
 
     Args:
-        model: a `Model` with a diffusion and a Gaussian filter.
+        model: a `Model` with a diffusion.
         p: its parameters.
         record: of one patient.
         times: (n,) sorted.
-        smooth: given all measurements (Rauch-Tung-Striebel); else given those up to each time.
+        smooth: given all measurements, by Rauch-Tung-Striebel or by the paths of the particles that are left
+            (see `ParticleFilter.lag`); else given those up to each time.
     """
     measured, names, _ = rows_of(record)
     asked = wanted(times)
     rows = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), measured, asked)
-    body, steps, order = _filtered(model, p, record, rows, names)
-    belief = _smoothed(steps) if smooth else steps.after
-    last = order[measured.time.shape[0] :]
-    belief = jax.tree.map(lambda leaf: leaf[last], belief)
+    first = measured.time.shape[0]
+    swarm = getattr(model.filter, "believed", None)
+    if swarm is None:
+        body, steps, order = _filtered(model, p, record, rows, names)
+        belief, effective = _smoothed(steps) if smooth else steps.after, None
+        belief = jax.tree.map(lambda leaf: leaf[order[first:]], belief)
+    else:
+        body, belief, effective = swarm(model, p, record, (rows, names, first), smooth)
     unpack = jax.vmap(body.packing[1])
     variance = jnp.diagonal(belief.covariance, axis1=1, axis2=2)
     sd = jnp.sqrt(jnp.maximum(variance, 0.0))
-    return States(asked.time, unpack(belief.mean), unpack(sd), belief.covariance)
+    return States(asked.time, unpack(belief.mean), unpack(sd), belief.covariance, effective)
 
 
 def _filtered(
@@ -110,7 +118,7 @@ def _filtered(
     inputs, moments, order = ordered_inputs(model, p, record, rows)
     body, method = Body(model, p, inputs, names), model.filter
     t0 = jnp.asarray(record.t0, float)
-    logs = _logarithmic(body)
+    logs = body.logarithmic()
 
     def pass_moment(belief: Gaussian, moment: Any) -> tuple[Gaussian, _Step]:
         moved, transition = method.move(body, belief, moment.start, moment.stop, moment.held)
@@ -122,7 +130,7 @@ def _filtered(
         row = jax.tree.map(lambda leaf: leaf[moment.row], rows)
         read = method.read(body, moment.stop, moved, moment.held)
         one = tuple(part[row.channel] for part in read)
-        value = jnp.where(logs[row.channel], jnp.log(jnp.where(row.value > 0, row.value, 1.0)), row.value)
+        value = on_reading_scale(row.value, logs[row.channel])
         learns = ~event & row.used & (row.time >= t0)
         informed = updated(moved, one, value, row.censor)
         after = jax.tree.map(lambda new, old: jnp.where(learns, new, old), informed, moved)
@@ -140,12 +148,6 @@ def ordered_inputs(model: Any, p: Any, record: Record, rows: Rows) -> tuple[Any,
     # Events have row -1, which is the spare last place.
     order = jnp.zeros(rows.time.shape[0] + 1, int).at[moments.row].set(jnp.arange(count))
     return inputs, moments, order[:-1]
-
-
-def _logarithmic(body: Body) -> Any:
-    import numpyro.distributions as dist
-
-    return jnp.asarray([family is dist.LogNormal for family in body.families()])
 
 
 def _smoothed(steps: _Step) -> Gaussian:

@@ -68,6 +68,11 @@ def wanted(times: Any) -> Rows:
     return Rows(times, none, jnp.zeros_like(times), none == 1, none, none == 0)
 
 
+def on_reading_scale(value: Any, logarithmic: Any) -> Any:
+    """Measured values as a `Body` gives its readings: their log where the channel is log-normal."""
+    return jnp.where(logarithmic, jnp.log(jnp.where(value > 0, value, 1.0)), value)
+
+
 def _rows(series: Series, channel: int) -> Rows:
     time = jnp.asarray(series.time, float)
     return Rows(
