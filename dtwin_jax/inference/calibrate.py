@@ -4,6 +4,7 @@ import json
 import time
 import warnings
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ import numpy as np
 
 from dtwin_jax.core.predictor import check_cohort
 from dtwin_jax.core.record import Cohort, Record, stack
+from dtwin_jax.inference.compiling import compiling_seconds
 from dtwin_jax.inference.density import Override
 from dtwin_jax.inference.diagnostics import CalibrationWarning, faults, uninformed
+from dtwin_jax.inference.independent import Independent
+from dtwin_jax.inference.laplace import Laplace
 from dtwin_jax.inference.nuts import Nuts
-from dtwin_jax.inference.population import Population, density_of
+from dtwin_jax.inference.population import Population, check_covariates, density_of
 from dtwin_jax.inference.predictive import constrained, evaluate, prior_draws, theta_of
 from dtwin_jax.inference.result import Posterior, assemble
 from dtwin_jax.inference.run import Run
@@ -28,7 +32,8 @@ def calibrate(
     *,
     key: Any,
     priors: Mapping[str, Override] | None = None,
-    method: Nuts = Nuts(),  # noqa: B008 (frozen)
+    method: Nuts | Laplace = Nuts(),  # noqa: B008 (frozen)
+    mesh: Any = None,
     checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> Any:
@@ -39,9 +44,12 @@ def calibrate(
         data: one record, or a cohort.
         key: random key. A patient's draws depend on the key and the patient's id, not on who else is there.
         priors: name -> `Prior`, a number (known to be that) or None (known), instead of the declared ones.
-        method: settings of NUTS.
-        checkpoint: a folder for blocks of draws. If it holds blocks of this very calibration (same model,
-            data, settings and key), the run goes on after the last of them.
+        method: `Nuts`; or, for independent patients, `Laplace`: a hundred times faster where a posterior is
+            nearly normal, it checks itself patient by patient and hands the others to NUTS.
+        mesh: a `jax.sharding.Mesh` of one axis, for a `Population`: its patients are divided among the
+            devices, of this process or of several. The draws are the same up to the rounding of one sum.
+        checkpoint: a folder for blocks of draws of NUTS. If it holds blocks of this very calibration (same
+            model, data, settings and key), the run goes on after the last of them.
         progress: show a bar on standard error, when that is a terminal.
 
     Returns:
@@ -50,28 +58,43 @@ def calibrate(
         parameters of which the data say little, as JSON; `summary` has the figure of each.
 
     Raises:
-        ValueError: data or priors that `f` cannot use.
+        ValueError: data or priors that `f` cannot use, `Laplace` for a `Population`, or a `mesh` for anything
+            else or of other than one axis.
 
     Warns:
-        CalibrationWarning: R-hat, effective sample size, divergences or failing solves that a user must
-            know of, with the parameter or patient named.
+        CalibrationWarning: R-hat, effective sample size, Pareto k, divergences or failing solves that a user
+            must know of, with the parameter or patient named.
     """
-    began = time.perf_counter()
+    began, compiled = time.perf_counter(), compiling_seconds()
+    if isinstance(f, Population) and isinstance(method, Laplace):
+        raise ValueError("Laplace is for patients who are independent; a Population needs method=Nuts()")
+    if mesh is not None and not isinstance(f, Population):
+        raise ValueError(
+            "mesh is for a Population; patients each alone are divided by `dtwin calibrate --engine`"
+        )
     cohort = data if isinstance(data, Cohort) else stack({"1": data})
     predictor = f.predictor if isinstance(f, Population) else f
     check_cohort(predictor, cohort)
-    _check_covariates(f, cohort)
+    if isinstance(f, Population):
+        check_covariates(f, cohort)
     _check_precision()
     density, base = density_of(f, priors or {}, tuple(cohort.record.known))
     key_draws, key_posterior = jax.random.split(key)
-    run = Run(density, base, cohort, method, key_draws, None if checkpoint is None else Path(checkpoint))
+    folder = None if checkpoint is None else Path(checkpoint)
+    run: Any
+    if isinstance(method, Laplace):
+        run = Independent(density, base, cohort, method, key_draws, folder)
+    else:
+        run = Run(density, base, cohort, method, key_draws, folder, mesh)
     draws = run.population(progress) if isinstance(f, Population) else run.patients(progress)
     posterior = _posterior(density, base, cohort, draws, key_posterior)
     attributes = {
         "wall_seconds": time.perf_counter() - began,
-        "compile_seconds": run.compile_seconds,
-        "chains": method.chains,
-        "warmup": method.warmup,
+        "compile_seconds": compiling_seconds() - compiled,
+        "method": method.title,
+        "settings": json.dumps(asdict(method)),
+        "chains": posterior.chains,
+        "warmup": getattr(method, "warmup", 0),
         "draws": method.draws,
         "resumed_blocks": run.resumed,
         "centring": json.dumps(None if draws[2] is None else np.asarray(draws[2]).tolist()),
@@ -85,19 +108,6 @@ def calibrate(
     for sentence in said:
         warnings.warn(sentence, CalibrationWarning, stacklevel=2)
     return tree
-
-
-def _check_covariates(f: Any, cohort: Cohort) -> None:
-    for covariate in f.covariates if isinstance(f, Population) else ():
-        if covariate.name not in cohort.record.known:
-            have = sorted(cohort.record.known)
-            raise ValueError(f"covariate {covariate.name!r} is not known of the patients; known are {have}")
-        value = np.asarray(cohort.record.known[covariate.name])
-        if covariate.power and not np.all(value > 0):
-            patient = cohort.ids[int(np.argmax(value <= 0))]
-            raise ValueError(
-                f"patient {patient!r}: covariate {covariate.name!r} must be positive for a power"
-            )
 
 
 def _check_precision() -> None:
@@ -118,7 +128,7 @@ def _posterior(density: Any, base: Any, cohort: Cohort, draws: tuple, key: Any) 
     }
     theta = theta_of(density, values, len(cohort))
     key_predictive, key_prior = jax.random.split(key)
-    likelihood, expected, predictive = evaluate(density, base, record, theta, key_predictive)
+    likelihood, expected, predictive = evaluate(density, base, cohort, theta, key_predictive)
     prior = prior_draws(density, base, record, jax.random.split(key_prior, 1000))
     prior = {name: np.asarray(value) for name, value in prior.items() if value.ndim == 1}
     return Posterior(values, stats, likelihood, expected, predictive, prior)

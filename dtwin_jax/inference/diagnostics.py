@@ -6,6 +6,7 @@ import math
 from statistics import NormalDist
 from typing import Any
 
+import jax
 import numpy as np
 
 from dtwin_jax.core.prior import Prior, prior_from_dict
@@ -36,6 +37,9 @@ def summary(tree: Any, *, individual: bool = False) -> Any:
         nothing, near 1 where they decide, and NaN for what has no prior of its own: correlations, and the
         patients of a population.
 
+    Draws by `Laplace` come from no chain: their ESS is that of the weights, and R-hat is that of the patients
+    who were sampled by NUTS, NaN for the others.
+
     Source: split rank-normalised R-hat and ESS, Vehtari et al. 2021, doi 10.1214/20-BA1221.
     """
     import xarray as xr
@@ -56,12 +60,27 @@ def summary(tree: Any, *, individual: bool = False) -> Any:
             _number(array_stats.ess(x, method="tail", prob=0.9)) if moving else np.nan,
             _contraction(beliefs.get(name.partition("[")[0]), x),
         ]
+    for name, r_hat, ess in _weighed(tree) if individual else []:
+        rows[name][5:8] = r_hat, ess, ess
     columns = ("mean", "sd", "q05", "median", "q95", "r_hat", "ess_bulk", "ess_tail", "contraction")
     table = np.asarray(list(rows.values())).reshape(len(rows), len(columns))
     return xr.Dataset(
         {column: ("variable", table[:, i]) for i, column in enumerate(columns)},
         coords={"variable": list(rows)},
     )
+
+
+def _weighed(tree: Any) -> list[tuple[str, float, float]]:
+    """Row of the summary, R-hat and ESS of what `Laplace` said of each patient; empty after NUTS."""
+    stats = tree["sample_stats"]
+    if "pareto_k" not in stats:
+        return []
+    each = list(zip(stats["r_hat"].values, stats["ess"].values, strict=True))
+    return [
+        (f"{name}[{patient}]", float(r_hat), float(ess))
+        for name, variable in tree["posterior"].data_vars.items()
+        for patient, (r_hat, ess) in zip(variable["patient"].values, each, strict=True)
+    ]
 
 
 def _number(found: Any) -> float:
@@ -80,24 +99,55 @@ def faults(tree: Any) -> list[str]:
     """Why draws should not be used as they are: convergence, divergences, measurements not explained."""
     table = summary(tree, individual=True)
     said = []
-    if tree["posterior"].sizes["chain"] == 1:
+    weighed = "pareto_k" in tree["sample_stats"]
+    if tree["posterior"].sizes["chain"] == 1 and not weighed:
         said.append("one chain cannot be compared with another: run at least two")
+    said.extend(_untrusted(tree) if weighed else [])
     for members in _grouped(table, _individual(tree)):
         said.extend(_told(members))
-    diverging = tree["sample_stats"]["diverging"]
-    if (count := int(diverging.sum())) > 0:
-        total = int(diverging.size)
-        where = ""
-        if "patient" in diverging.dims:
-            each = diverging.sum(("chain", "draw"))
-            where = f" (patients {', '.join(str(i) for i in each['patient'].values[each.values > 0][:10])})"
-        said.append(
-            f"{count} of {total} draws diverged{where}: the posterior has a corner the sampler cannot enter; "
-            "raise target_accept, or use tighter priors"
-        )
+    said.extend(_divergences(tree["sample_stats"]))
     for patient, share in json.loads(tree.attrs["failed"]).items():
         said.append(f"patient {patient}: the model cannot explain a measurement in {share:.0%} of the draws")
     return said
+
+
+def _untrusted(tree: Any) -> list[str]:
+    """A sentence for patients whose weights cannot be trusted, and who were not sampled instead."""
+    stats, settings = tree["sample_stats"], json.loads(tree.attrs["settings"])
+    left = ~stats["sampled"].values & ~stats["trusted"].values
+    far = ~(stats["pareto_k"].values <= settings["k_limit"])
+    said = []
+    for bad, what in (
+        (left & far, f"Pareto k is above {settings['k_limit']:g}"),
+        (left & ~far, f"fewer than {settings['efficiency']:.0%} of the proposals are effective"),
+    ):
+        if np.any(bad):
+            names = ", ".join(map(str, stats["patient"].values[bad][:10]))
+            said.append(
+                f"{what} for {np.sum(bad)} of {len(bad)} patients ({names}): their draws by weights are not "
+                "their posterior; give a fallback, or use Nuts"
+            )
+    return said
+
+
+def _divergences(stats: Any) -> list[str]:
+    """A sentence if draws of NUTS diverged."""
+    if "diverging" in stats:
+        diverging = stats["diverging"]
+        count, of = int(diverging.sum()), f" of {int(diverging.size)}"
+        each = diverging.sum(("chain", "draw")) if "patient" in diverging.dims else None
+    else:
+        each, of = stats["divergences"], ""
+        count = int(each.sum())
+    if not count:
+        return []
+    where = ""
+    if each is not None:
+        where = f" (patients {', '.join(map(str, each['patient'].values[each.values > 0][:10]))})"
+    return [
+        f"{count}{of} draws diverged{where}: the posterior has a corner the sampler cannot enter; "
+        "raise target_accept, or use tighter priors"
+    ]
 
 
 def _grouped(table: Any, individual: dict[str, str]) -> list[list[tuple[str, float, float]]]:
@@ -192,7 +242,9 @@ def _contraction(prior: Prior | None, x: np.ndarray) -> float:
 def _unbounded(prior: Prior, x: np.ndarray) -> np.ndarray:
     import numpyro.distributions as dist
 
-    return np.asarray(dist.biject_to(prior.distribution().support).inv(x))
+    # Now, even where a caller is being traced.
+    with jax.ensure_compile_time_eval():
+        return np.asarray(dist.biject_to(prior.distribution().support).inv(x))
 
 
 @functools.cache

@@ -8,12 +8,16 @@ can be saved.
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 
 from dtwin_jax.inference.density import standard_promotion
+from dtwin_jax.inference.population import PatientDensity
 from dtwin_jax.inference.start import potential_energy, starting_points
+
+# Up to so many parameters of a patient, a few hundred draws of warm-up tell how they hang together.
+FEW = 16
 
 
 @dataclass(frozen=True)
@@ -26,22 +30,29 @@ class Nuts:
         draws: iterations kept, for each chain.
         target_accept: mean acceptance that the step size is adapted to; more is slower and safer.
         max_depth: doublings of a trajectory at most.
-        dense: adapt a full mass matrix; better for a few correlated parameters.
+        dense: adapt a full mass matrix: better for a few correlated parameters. None: for one patient of at
+            most `FEW` parameters. It starts from the curvature where a chain does, as a diagonal one too.
         candidates: prior draws of which the likeliest starts a chain.
         block: iterations between two reports of progress, and between two checkpoints.
         group: independent patients sampled side by side. Enough to fill the vector units, few enough that a
             finished group is soon on disk and the slowest trajectory holds few others up.
     """
 
+    title: ClassVar[str] = "NUTS"
+
     chains: int = 4
     warmup: int = 1000
     draws: int = 1000
     target_accept: float = 0.8
     max_depth: int = 10
-    dense: bool = False
+    dense: bool | None = None
     candidates: int = 64
     block: int = 50
     group: int = 16
+
+    def described(self) -> str:
+        """How much of it."""
+        return f"{self.chains} chains, {self.warmup} iterations of warm-up, {self.draws} draws"
 
 
 def _kernel(density: Any, method: Nuts) -> tuple[Callable, Callable]:
@@ -51,18 +62,25 @@ def _kernel(density: Any, method: Nuts) -> tuple[Callable, Callable]:
         potential_fn_gen=lambda *data: functools.partial(potential_energy, density, data), algo="NUTS"
     )
 
-    def start(data, z, key):
+    def start(data, z, key, metric):
         return init(
             z,
             num_warmup=method.warmup,
             target_accept_prob=method.target_accept,
             max_tree_depth=method.max_depth,
-            dense_mass=method.dense,
+            dense_mass=_is_dense(density, method),
+            inverse_mass_matrix=metric,
             model_args=data,
             rng_key=key,
         )
 
     return start, sample
+
+
+def _is_dense(density: Any, method: Nuts) -> bool:
+    if method.dense is not None:
+        return method.dense
+    return isinstance(density, PatientDensity) and len(density.priors) <= FEW
 
 
 def first_state(density: Any, method: Nuts, data: tuple, keys: Any) -> Any:
@@ -71,9 +89,12 @@ def first_state(density: Any, method: Nuts, data: tuple, keys: Any) -> Any:
 
     start, _ = _kernel(density, method)
     keys = jax.vmap(jax.random.split)(keys)
-    points = starting_points(density, data, keys[:, 0], method.candidates)
+    dense = _is_dense(density, method)
+    points, metrics = starting_points(density, data, keys[:, 0], method.candidates, dense)
     raw = jax.vmap(jax.random.key_data)(keys[:, 1])
-    return jax.vmap(lambda point, key: start(data, ParamInfo(*point), key))(points, raw)
+    return jax.vmap(lambda point, key, metric: start(data, ParamInfo(*point), key, metric))(
+        points, raw, metrics
+    )
 
 
 def advance(density: Any, method: Nuts, data: tuple, state: Any) -> tuple[Any, tuple]:
@@ -86,7 +107,7 @@ def advance(density: Any, method: Nuts, data: tuple, state: Any) -> tuple[Any, t
 
     def lane(state):
         # NumPyro's kernel keeps its settings in a closure that init fills; this runs nothing.
-        jax.eval_shape(start, data, state.z, state.rng_key)
+        jax.eval_shape(start, data, state.z, state.rng_key, None)
 
         def step(state, _):
             state = sample(state, model_args=data, model_kwargs={})

@@ -6,12 +6,14 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dtwin_jax.core.predictor import Predictor
 from dtwin_jax.core.prior import Prior, halfnormal
 from dtwin_jax.core.quantity import check_names, quantities
-from dtwin_jax.core.record import Record
+from dtwin_jax.core.record import Cohort, Record
 from dtwin_jax.inference.density import Override, estimated, patient_log_likelihood
+from dtwin_jax.inference.devices import Spread, spread_log_likelihood
 
 DEFAULT_OMEGA = halfnormal(0.5)
 
@@ -110,7 +112,8 @@ class PopulationDensity:
     priors: tuple[tuple[str, Prior], ...]
 
     # Sites that serve the sampler, and say nothing to a reader beside what is derived from them.
-    latent: ClassVar[tuple[str, ...]] = ("individual", "eta", "correlation_factor")
+    # No parameter can be called so.
+    latent: ClassVar[tuple[str, ...]] = ("random effects", "standard effects", "correlation factor")
     climb: ClassVar[int] = 100
 
     @property
@@ -128,12 +131,14 @@ class PopulationDensity:
         """Parameters that each patient has a value of."""
         return self.population.varying
 
-    def __call__(self, base: Any, record: Record, centring: Any = None, likelihood: bool = True) -> None:
+    def __call__(
+        self, base: Any, record: Record | Spread, centring: Any = None, likelihood: bool = True
+    ) -> None:
         """Sample sites of typical values, scatter and effects; the likelihood of all patients as a factor.
 
         Args:
             base: parameters with the known ones filled in.
-            record: of all patients, stacked.
+            record: of all patients, stacked; or spread over devices, which then share the work.
             centring: (effect,) between 0, effects scaled from a standard normal, and 1, sampled around the
                 typical value; 1 if None. It changes the sampler's coordinates only. For correlated effects
                 the population's own `centred` decides.
@@ -153,10 +158,15 @@ class PopulationDensity:
         ]
         if likelihood:
             theta = jnp.stack(columns, axis=-1)
-            one = lambda row, patient: patient_log_likelihood(  # noqa: E731
-                self.population.predictor, names, base, row, patient
-            )
-            numpyro.factor("log_likelihood", jnp.sum(jax.vmap(one)(theta, record)))
+            numpyro.factor("log_likelihood", self._log_likelihood(names, base, theta, record))
+
+    def _log_likelihood(self, names: tuple[str, ...], base: Any, theta: Any, record: Record | Spread) -> Any:
+        if isinstance(record, Spread):
+            return spread_log_likelihood(self.predictor, names, base, theta, record)
+        one = lambda row, patient: patient_log_likelihood(  # noqa: E731
+            self.predictor, names, base, row, patient
+        )
+        return jnp.sum(jax.vmap(one)(theta, record))
 
     def _typical(self) -> dict[str, Any]:
         import numpyro
@@ -167,7 +177,7 @@ class PopulationDensity:
             for name, prior in self.priors
         }
 
-    def _shifts(self, record: Record) -> dict[str, Any]:
+    def _shifts(self, record: Record | Spread) -> dict[str, Any]:
         import numpyro
 
         shifts: dict[str, Any] = dict.fromkeys(self.population.varying, 0.0)
@@ -211,14 +221,14 @@ class PopulationDensity:
 
         population = self.population
         factor: Any = numpyro.sample(
-            "correlation_factor", dist.LKJCholesky(scale.shape[0], concentration=population.correlation)
+            "correlation factor", dist.LKJCholesky(scale.shape[0], concentration=population.correlation)
         )
         numpyro.deterministic("correlation", factor @ factor.T)
         root = scale[:, None] * factor
         if population.centred:
             scatter = dist.MultivariateNormal(mean, scale_tril=root[None])
-            return numpyro.sample("individual", scatter.to_event(1))
-        standard: Any = numpyro.sample("eta", _standard(mean.shape))
+            return numpyro.sample("random effects", scatter.to_event(1))
+        standard: Any = numpyro.sample("standard effects", _standard(mean.shape))
         return mean + standard @ root.T
 
 
@@ -233,7 +243,7 @@ def _scattered(mean: Any, scale: Any, centring: Any) -> Any:
     held = centring[None, :] * mean
     spread = scale**centring
     partly = numpyro.sample(
-        "individual", dist.Normal(held, jnp.broadcast_to(spread[None, :], held.shape)).to_event(2)
+        "random effects", dist.Normal(held, jnp.broadcast_to(spread[None, :], held.shape)).to_event(2)
     )
     return mean + (scale / spread)[None, :] * (partly - held)
 
@@ -270,6 +280,24 @@ class PatientDensity:
             theta = jnp.stack(drawn)
             numpyro.factor(
                 "log_likelihood", patient_log_likelihood(self.predictor, names, base, theta, record)
+            )
+
+
+def check_covariates(f: Population, cohort: Cohort) -> None:
+    """Refuse covariates that are not known of all patients, or not positive where a power is taken of them.
+
+    Raises:
+        ValueError: names the covariate, and the patient.
+    """
+    for covariate in f.covariates:
+        if covariate.name not in cohort.record.known:
+            have = sorted(cohort.record.known)
+            raise ValueError(f"covariate {covariate.name!r} is not known of the patients; known are {have}")
+        value = np.asarray(cohort.record.known[covariate.name])
+        if covariate.power and not np.all(value > 0):
+            patient = cohort.ids[int(np.argmax(value <= 0))]
+            raise ValueError(
+                f"patient {patient!r}: covariate {covariate.name!r} must be positive for a power"
             )
 
 

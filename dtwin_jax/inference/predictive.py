@@ -7,10 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dtwin_jax.core.predictor import central, likelihood_of
-from dtwin_jax.core.record import Record
+from dtwin_jax.core.predictor import central, likelihood_of, predict_cohort
+from dtwin_jax.core.record import Cohort, Record
 from dtwin_jax.inference.density import parameters, standard_promotion
 from dtwin_jax.inference.population import PopulationDensity
+
+# Draws times patients that are solved at once.
+_POINTS = 2048
 
 
 @functools.partial(jax.jit, static_argnames=("density",))
@@ -76,13 +79,15 @@ def theta_of(density: Any, values: dict[str, np.ndarray], patients: int) -> np.n
     return np.stack(columns, axis=-1)
 
 
-def evaluate(density: Any, base: Any, record: Record, theta: np.ndarray, key: Any) -> tuple:
+def evaluate(density: Any, base: Any, cohort: Cohort, theta: np.ndarray, key: Any) -> tuple:
     """Pointwise log-likelihood, expectation and predictive draws of every patient.
+
+    A patient's draws depend on the key and the id, not on the place in the cohort.
 
     Args:
         density: names the predictor and the estimated parameters.
         base: known parameter values.
-        record: stacked, with patient axis.
+        cohort: of the patients.
         theta: (..., patient, name).
         key: random key.
 
@@ -92,22 +97,34 @@ def evaluate(density: Any, base: Any, record: Record, theta: np.ndarray, key: An
     leading = theta.shape[:-2]
     flat = jnp.asarray(theta.reshape(-1, *theta.shape[-2:]))
     names = tuple(name for name, _ in density.priors)
-    found = _evaluated(density.predictor, names, base, record, flat, jax.random.split(key, flat.shape[0]))
+    record, keys = jax.tree.map(jnp.asarray, cohort.record), jax.random.split(key, flat.shape[0])
+    found = _evaluated(density.predictor, names, base, record, flat, keys, cohort.numbers)
     return jax.tree.map(lambda leaf: np.asarray(leaf).reshape(*leading, *leaf.shape[1:]), found)
 
 
 @functools.partial(jax.jit, static_argnames=("f", "names"))
 @standard_promotion
-def _evaluated(f: Any, names: tuple, base: Any, record: Record, theta: Any, keys: Any) -> tuple:
-    def patient(theta, record, key):
-        predicted = f.predict(parameters(names, base, theta, record), record)
+def _evaluated(f: Any, names: tuple, base: Any, record: Record, theta: Any, keys: Any, numbers: Any) -> tuple:
+    draws, patients, _ = theta.shape
+    # Draws of all patients are solved together, so many that a block is worth it.
+    side = max(min(_POINTS // patients, draws), 1)
+    rows = jax.tree.map(lambda leaf: jnp.tile(leaf, (side,) + (1,) * (jnp.ndim(leaf) - 1)), record)
+
+    def point(predicted: Any, record: Record, key: Any) -> tuple:
         keys = jax.random.split(key, len(predicted))
         drawn = {name: d.sample(k) for (name, d), k in zip(predicted.items(), keys, strict=True)}
         expected = {name: central(d) for name, d in predicted.items()}
         return likelihood_of(predicted, record), expected, drawn
 
-    def draw(row):
-        theta, key = row
-        return jax.vmap(patient)(theta, record, jax.random.split(key, theta.shape[0]))
+    def block(part: tuple) -> tuple:
+        theta, keys = part
+        flat = theta.reshape(side * patients, -1)
+        p = jax.vmap(functools.partial(parameters, names, base))(flat, rows)
+        each = jax.vmap(lambda key: jax.vmap(lambda n: jax.random.fold_in(key, n))(numbers))(keys).reshape(-1)
+        found = jax.vmap(point)(predict_cohort(f, p, rows), rows, each)
+        return jax.tree.map(lambda leaf: leaf.reshape(side, patients, *leaf.shape[1:]), found)
 
-    return jax.lax.map(draw, (theta, keys), batch_size=32)
+    # The last block is filled up with the last draw.
+    at = jnp.minimum(jnp.arange(-(-draws // side) * side), draws - 1).reshape(-1, side)
+    found = jax.lax.map(block, (theta[at], keys[at]))
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:draws], found)

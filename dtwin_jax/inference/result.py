@@ -33,7 +33,7 @@ class ResultError(ValueError):
 
 @dataclass(frozen=True)
 class Posterior:
-    """What sampling and evaluation gave, as arrays with leading axes (chain, draw)."""
+    """What sampling and evaluation gave: arrays with axes (chain, draw, ...); statistics also (patient,)."""
 
     values: dict[str, np.ndarray]
     stats: dict[str, np.ndarray]
@@ -41,6 +41,11 @@ class Posterior:
     expected: dict[str, np.ndarray]
     predictive: dict[str, np.ndarray]
     prior: dict[str, np.ndarray]
+
+    @property
+    def chains(self) -> int:
+        """How many."""
+        return next(iter(self.values.values())).shape[0]
 
 
 def assemble(f: Any, density: Any, base: Any, cohort: Cohort, posterior: Posterior) -> Any:
@@ -91,6 +96,7 @@ def assemble(f: Any, density: Any, base: Any, cohort: Cohort, posterior: Posteri
 
 def _dims(array: np.ndarray) -> tuple[str, ...]:
     return {
+        1: ("patient",),
         2: ("chain", "draw"),
         3: ("chain", "draw", "patient"),
         4: ("chain", "draw", "effect", "effect_bis"),
@@ -194,7 +200,6 @@ def _provenance(f: Any, density: Any, base: Any, posterior: Posterior, ids: list
         "population": json.dumps(_population_as_dict(f)) if isinstance(f, Population) else "",
         "name": predictor.name,
         "time_unit": getattr(predictor, "time", ""),
-        "method": "NUTS",
         "priors": json.dumps({name: prior.as_dict() for name, prior in density.priors}),
         "fixed": json.dumps(fixed),
         "failed": json.dumps(failed, ensure_ascii=False),

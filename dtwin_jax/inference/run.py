@@ -5,8 +5,8 @@ import hashlib
 import inspect
 import re
 import sys
-import time
-import zlib
+from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,18 @@ import numpy as np
 from dtwin_jax.core.files import replacing
 from dtwin_jax.core.record import Cohort
 from dtwin_jax.inference import nuts
+from dtwin_jax.inference.devices import everywhere, spans_processes, spread
+from dtwin_jax.inference.hosts import agree, of_process_0
 from dtwin_jax.inference.nuts import Nuts
 from dtwin_jax.inference.population import best_centring
 from dtwin_jax.inference.predictive import constrained
 
 # Iterations of the pilot run that finds how much to centre the random effects.
 PILOT = 300
+
+# Called after every block that was sampled and is on disk; what it raises ends the calibration, which can be
+# gone on with. This is how a process that is told to end leaves nothing half done.
+after_block: ContextVar[Callable[[], None]] = ContextVar("after_block", default=lambda: None)
 
 
 @dataclass
@@ -36,7 +42,7 @@ class Run:
     method: Nuts
     key: Any
     checkpoint: Path | None
-    compile_seconds: float = 0.0
+    mesh: Any = None
     resumed: int = 0
 
     def population(self, progress: bool) -> tuple[dict, dict, Any]:
@@ -48,7 +54,7 @@ class Run:
         effects = len(population.varying)
         piloted = population.correlation is None and population.centred is None
         pilot = -(-min(PILOT, self.method.warmup) // self.method.block) if piloted else 0
-        with _bar(self._blocks() + pilot, progress) as bar:
+        with progress_bar(self._blocks() + pilot, "sampling", "block", progress) as bar:
             # Of a plain number the type is weak, and the pilot run would share no program with the rest.
             value = 0.5 if piloted else float(bool(population.centred))
             centring = jnp.full(effects, value, dtype=float)
@@ -56,9 +62,10 @@ class Run:
                 first = jax.random.split(key_pilot, self.method.chains)
                 blocks = self._run_blocks((self.base, record, centring), first, False, ("pilot", pilot), bar)
                 z, _ = self._joined(blocks, 1, slice(pilot * self.method.block // 2, None))
-                centring = best_centring(
-                    self.density, constrained(self.density, self.base, record, z, centring)
-                )
+                values = constrained(self.density, self.base, record, z, centring)
+                centring = best_centring(self.density, values)
+                if self._together:
+                    centring = jnp.asarray(of_process_0(centring))
             data = (self.base, record, centring)
             drawn = self._sample(data, keys, False, "population", bar)
         return (*drawn, centring)
@@ -69,12 +76,12 @@ class Run:
         size = min(self.method.group, len(ids))
         groups = [list(range(i, min(i + size, len(ids)))) for i in range(0, len(ids), size)]
         parts = []
-        with _bar(self._blocks() * len(groups), progress) as bar:
+        with progress_bar(self._blocks() * len(groups), "sampling", "block", progress) as bar:
             for number, members in enumerate(groups):
                 # The last group is filled up, so that it needs no compilation of its own.
                 filled = members + [members[-1]] * (size - len(members))
                 record = jax.tree.map(jnp.asarray, self.cohort.take(filled).record)
-                keys = jnp.stack([jax.random.fold_in(self.key, zlib.crc32(ids[i].encode())) for i in filled])
+                keys = patient_keys(self.key, self.cohort.take(filled))
                 keys = jax.vmap(lambda key: jax.random.split(key, self.method.chains))(keys)
                 drawn = self._sample((self.base, record, None), keys, True, f"patients-{number:05d}", bar)
                 kept = slice(len(members))
@@ -98,31 +105,50 @@ class Run:
         """The blocks of a stage (its name, how many): those on disk, then new ones."""
         name, count = stage
         folder = None if self.checkpoint is None else self.checkpoint / name
-        store = _Store(folder, self._fingerprint(data, keys))
+        fingerprint = self._fingerprint(data, keys)
+        store = _Store(folder, fingerprint)
         saved, blocks = store.restore()
+        if self._together:
+            agree("the calibration", fingerprint, "Give all the same model, data, settings and key.")
+            agree("what is in the checkpoint", str(len(blocks)), "Give all one folder that all can read.")
         self.resumed += len(blocks)
         bar.update(len(blocks))
+        data, keys, saved = self._placed(data, keys, saved)
         if saved:
             # Only the shape of a state is wanted of `start` here, and that compiles nothing.
             begin = functools.partial(nuts.start, self.density, self.method, patients)
             state = jax.tree.unflatten(jax.tree.structure(jax.eval_shape(begin, data, keys)), saved)
         else:
-            state = self._timed(nuts.start, patients, data, keys)
+            self._agree_on_program(nuts.start, patients, data, keys)
+            state = nuts.start(self.density, self.method, patients, data, keys)
+        self._agree_on_program(nuts.run_block, patients, data, state)
         while len(blocks) < count:
-            state, drawn = self._timed(nuts.run_block, patients, data, state)
+            state, drawn = nuts.run_block(self.density, self.method, patients, data, state)
             blocks.append(jax.tree.map(np.asarray, drawn))
-            store.save(len(blocks) - 1, state, blocks[-1])
+            if not self._together or jax.process_index() == 0:
+                store.save(len(blocks) - 1, state, blocks[-1])
             bar.update(1)
+            after_block.get()()
         return blocks[:count]
 
-    def _timed(self, function: Any, patients: bool, data: tuple, lanes: Any) -> Any:
-        """Call a compiled function, and count as compilation the time of a call that had to compile."""
-        known = function._cache_size()
-        began = time.perf_counter()
-        result = function(self.density, self.method, patients, data, lanes)
-        if function._cache_size() > known:
-            self.compile_seconds += time.perf_counter() - began
-        return jax.block_until_ready(result)
+    def _placed(self, data: tuple, keys: Any, saved: list) -> tuple[tuple, Any, list]:
+        """`data`, `keys` and a saved state where they are computed with."""
+        if self.mesh is None:
+            return data, keys, saved
+        base, _, centring = data
+        base, centring, keys, saved = everywhere((base, centring, keys, saved), self.mesh)
+        return (base, spread(self.cohort, self.mesh), centring), keys, saved
+
+    @property
+    def _together(self) -> bool:
+        """Whether several processes share the patients."""
+        return self.mesh is not None and spans_processes(self.mesh)
+
+    def _agree_on_program(self, function: Any, patients: bool, data: tuple, lanes: Any) -> None:
+        """Stop, rather than hang, where processes have not compiled the same."""
+        if self._together:
+            lowered = function.lower(self.density, self.method, patients, data, lanes)
+            agree("the compiled program", lowered.as_text(), "Set PYTHONHASHSEED=0 and use equal versions.")
 
     def _fingerprint(self, data: tuple, keys: Any) -> str:
         described = f"{_described(self.density)} {self.method!r} {jax.__version__}"
@@ -182,8 +208,14 @@ class _Store:
         return self.folder / f"block-{number:05d}.npz"
 
 
-def _bar(total: int, progress: bool) -> Any:
+def patient_keys(key: Any, cohort: Cohort) -> Any:
+    """A random key for each patient, by the id alone: (patient,)."""
+    return jax.vmap(lambda number: jax.random.fold_in(key, number))(cohort.numbers)
+
+
+def progress_bar(total: int, what: str, unit: str, progress: bool) -> Any:
+    """A bar on standard error, where that is a terminal."""
     from tqdm import tqdm
 
     # disable=None: no bar where standard error is not a terminal.
-    return tqdm(total=total, desc="sampling", unit="block", disable=None if progress else True)
+    return tqdm(total=total, desc=what, unit=unit, disable=None if progress else True)

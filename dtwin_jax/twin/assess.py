@@ -3,8 +3,6 @@
 from dataclasses import replace
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dtwin_jax.core.record import SEEN, Cohort, Record
@@ -69,8 +67,7 @@ def score(f: Any, tree: Any, held_out: Record, *, key: Any, samples: int = 1000)
     ids, held_out = for_patients(tree, held_out)
     values, _ = sampled(tree, samples)
     theta = theta_of(density, values, len(ids))
-    record = jax.tree.map(jnp.asarray, held_out)
-    likelihood, _, drawn = evaluate(density, base, record, theta, key)
+    likelihood, _, drawn = evaluate(density, base, Cohort(tuple(ids), held_out), theta, key)
     rows = {}
     for name, series in held_out.observations.items():
         mask = np.asarray(series.mask)

@@ -47,9 +47,9 @@ def covariance_of(z: Any, log_weight: Any) -> tuple[Any, Any]:
 
 
 def root_of(covariance: Any) -> Any:
-    """Of a covariance that may be singular."""
+    """The symmetric one of a covariance that may be singular: no sign in it is left open."""
     value, vector = jnp.linalg.eigh(covariance)
-    return vector * jnp.sqrt(jnp.maximum(value, 0.0))[None, :]
+    return (vector * jnp.sqrt(jnp.maximum(value, 0.0))[None, :]) @ vector.T
 
 
 def beside(mask: Any, leaf: Any) -> Any:

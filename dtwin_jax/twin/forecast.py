@@ -52,7 +52,7 @@ def forecast_new(f: Any, tree: Any, planned: Record, *, key: Any, samples: int =
     values, count = sampled(tree, samples)
     shared = {name: jnp.asarray(value) for name, value in values.items() if name not in density.individual}
     if "correlation" in shared:
-        shared["correlation_factor"] = jnp.linalg.cholesky(shared.pop("correlation"))
+        shared["correlation factor"] = jnp.linalg.cholesky(shared.pop("correlation"))
     key, key_effects = jax.random.split(key)
     keys = jax.random.split(key_effects, count)
     record = jax.tree.map(jnp.asarray, planned)
@@ -75,13 +75,15 @@ def load_forecast(path: Any) -> Any:
 def observed_period(f: Any, tree: Any, *, points: int = 120) -> Record:
     """The record of a calibration at `points` even times up to each patient's last measurement."""
     cohort = cohort_of(f, tree)
-    start = np.asarray(cohort.record.t0)
-    last = np.max(
-        [np.where(s.mask, s.time, start[:, None]).max(axis=1) for s in cohort.record.observations.values()],
-        axis=0,
-    )
-    times = np.linspace(start, last, points, axis=-1)
-    return _at(cohort, Series(times))
+    return _at(cohort, Series(even_until_last(cohort.record, points)))
+
+
+def even_until_last(record: Record, points: int) -> np.ndarray:
+    """(patient, points) even times from each patient's start to the last measurement, past ones included."""
+    start = np.asarray(record.t0)
+    series = [*record.observations.values(), *record.past.values()]
+    last = np.max([np.where(s.mask, s.time, start[:, None]).max(axis=1) for s in series], axis=0)
+    return np.linspace(start, last, points, axis=-1)
 
 
 def observed_times(f: Any, tree: Any) -> Record:
@@ -125,9 +127,9 @@ def _predictions(
 ) -> Any:
     import xarray as xr
 
-    check_cohort(density.predictor, Cohort(tuple(ids), planned))
-    record = jax.tree.map(jnp.asarray, planned)
-    _, expected, drawn = evaluate(density, base, record, theta, key)
+    cohort = Cohort(tuple(ids), planned)
+    check_cohort(density.predictor, cohort)
+    _, expected, drawn = evaluate(density, base, cohort, theta, key)
     outputs = density.predictor.schema().outputs if hasattr(density.predictor, "schema") else {}
     variables: dict[str, Any] = {}
     for name in expected:

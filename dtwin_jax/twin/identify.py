@@ -23,7 +23,7 @@ from dtwin_jax.core.quantity import assign, values
 from dtwin_jax.core.record import Cohort, Record, stack
 from dtwin_jax.inference.density import Override, estimated, parameters, standard_promotion
 from dtwin_jax.inference.diagnostics import LITTLE, unbounded_sd
-from dtwin_jax.inference.fit import Target
+from dtwin_jax.inference.target import Target
 from dtwin_jax.twin.directions import Direction, directions, scale_of
 
 # An eigenvalue below this share of the largest is 0: sensitivities of a solve are known to 1e-6 or better,

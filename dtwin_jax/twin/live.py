@@ -29,17 +29,17 @@ import numpy as np
 
 from dtwin_jax.core.predictor import check_record
 from dtwin_jax.core.prior import Prior
-from dtwin_jax.core.record import Cohort, Record
-from dtwin_jax.dynamics.advance import advance
+from dtwin_jax.core.record import Cohort, Record, Series
+from dtwin_jax.dynamics.advance import advance, over_by
 from dtwin_jax.dynamics.filtering.gaussian import Gaussian
 from dtwin_jax.dynamics.filtering.weights import drawn_rows, effective_of
 from dtwin_jax.inference.density import estimated, parameters, standard_promotion
-from dtwin_jax.inference.fit import Target
 from dtwin_jax.inference.population import Population
 from dtwin_jax.inference.predictive import theta_of
 from dtwin_jax.inference.result import cohort_of, density_from
+from dtwin_jax.inference.target import Target
 from dtwin_jax.twin.forecast import sampled
-from dtwin_jax.twin.updates import beginnings, carried, learned
+from dtwin_jax.twin.updates import beginnings, by_blocks, carried, keys_of, learned, normalized, passed_over
 
 
 class Live(eqx.Module):
@@ -56,7 +56,9 @@ class Live(eqx.Module):
         time: (patient,) of the last update.
         given: (patient,) boluses up to this time are in the state.
         renewed: (patient,) how often the draws were renewed.
-        lost: (patient,) updates that no draw explains, or that no draw could solve; they were passed over.
+        lost: (patient,) updates that no draw explains, or that no draw could solve. Nothing is learned from
+            them: draws that could be solved are carried on, and if there are none the twin stays as it was,
+            at its time, and what was given since is still to be given.
     """
 
     ids: tuple[str, ...] = eqx.field(static=True)
@@ -136,7 +138,7 @@ def assimilate(
         new: stacked record of the same patients, or that of one; measurements later than `live.time`, and the
             inputs from then on (earlier ones may be there: boluses are not given twice). What is known of the
             patients, and the start, are those of `live`.
-        key: random key of the renewal.
+        key: random key of the renewal, or one a patient: then what a patient draws is of him alone.
         until: (patient,) or one time to which the state is carried; by default that of each patient's last
             measurement.
         history: stacked record of all measurements of the patients, the new ones included, from their start;
@@ -144,7 +146,7 @@ def assimilate(
             prior of a patient is the other patients'.
 
     Raises:
-        ValueError: measurements before the twin's time, or after `until`.
+        ValueError: measurements before the twin's time, or after `until`; keys of another number of patients.
     """
     model = _model(f)
     if history is not None and isinstance(f, Population):
@@ -155,8 +157,11 @@ def assimilate(
     record = _checked(model, live, new, until)
     ends = last_times(record) if until is None else jnp.asarray(until, float)
     stop = jnp.maximum(jnp.broadcast_to(ends, live.time.shape), live.time)
+    keys = keys_of(key, len(live))
+    if len(keys) != len(live):
+        raise ValueError(f"assimilate: found {len(keys)} keys, expected one, or one a patient: {len(live)}")
     past = None if history is None else _up_to(jax.tree.map(jnp.asarray, history), stop)
-    return learned(model, live, record, past, stop, key)
+    return learned(model, live, record, past, stop, keys)
 
 
 def last_times(record: Record) -> Any:
@@ -184,7 +189,7 @@ def forecast_live(model: Any, live: Live, planned: Record, key: Any, count: int 
         model: of the twins.
         live: the twins.
         planned: stacked record of the same patients: inputs, and times to predict at, not before `live.time`.
-        key: random key.
+        key: random key, or one a patient.
         count: draws.
 
     Returns:
@@ -209,9 +214,33 @@ def forecast_live(model: Any, live: Live, planned: Record, key: Any, count: int 
         return jax.vmap(lambda one, k: draw(one[0], one[1], record, given, live.base, k))(some, keys)
 
     planned = _of(live, planned)
-    keys = jax.random.split(key, len(live.ids))
-    found = jax.vmap(patient)(live.u, live.belief, live.log_weight, planned, live.given, keys)
+    keys = keys_of(key, len(live.ids))
+    everyone = (live.u, live.belief, live.log_weight, planned, live.given, keys)
+    found = by_blocks(lambda one: patient(*one), everyone, count)
     return {name: jnp.moveaxis(value, 0, 1) for name, value in found.items()}
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
+@standard_promotion
+def doses_over(model: Any, live: Live, inputs: Any) -> dict[str, Any]:
+    """Input -> (patient, dose), whether a dose is in the state of every draw, wholly: it can be forgotten.
+
+    Args:
+        model: of the twins.
+        live: the twins.
+        inputs: of these patients, as in a record.
+    """
+    target = Target(model, live.priors)
+
+    def draw(u: Any, record: Record, given: Any) -> dict[str, Any]:
+        p = parameters(target.names, live.base, target.bounded(u), record)
+        return over_by(model, p, record.inputs, record.t0, given)
+
+    def patient(u: Any, record: Record, given: Any) -> dict[str, Any]:
+        over = jax.vmap(lambda row: draw(row, record, given))(u)
+        return {name: jnp.all(rows, axis=0) for name, rows in over.items()}
+
+    return jax.vmap(patient)(live.u, Record(inputs, {}, live.known, live.time), live.given)
 
 
 def _model(f: Any) -> Any:
@@ -244,10 +273,22 @@ def _checked(model: Any, live: Live, new: Record, until: Any) -> Record:
         name: replace(series, time=np.maximum(np.asarray(series.time), time[:, None]))
         for name, series in new.observations.items()
     }
-    for i, patient in enumerate(live.ids):
-        seen = {name: jax.tree.map(lambda leaf, i=i: np.asarray(leaf)[i], s) for name, s in rows.items()}
-        check_record(model, Record(model.inputs(), seen, {}, time[i]), patient)
+    # The first patient with a fault is told; without one the first, for the names of the channels.
+    i = int(np.argmax(_faulty(rows)))
+    seen = {name: jax.tree.map(lambda leaf: np.asarray(leaf)[i], series) for name, series in rows.items()}
+    check_record(model, Record(model.inputs(), seen, {}, time[i]), live.ids[i])
     return _of(live, Record(jax.tree.map(jnp.asarray, new.inputs), jax.tree.map(jnp.asarray, rows)))
+
+
+def _faulty(rows: dict[str, Series]) -> np.ndarray:
+    """(patient,) whether a time or a measured value is not finite, or times decrease."""
+    faults = []
+    for series in rows.values():
+        time, value = np.asarray(series.time), np.asarray(series.value)
+        measured = np.where(np.asarray(series.mask), value, 0.0)
+        faults += [~np.isfinite(time).all(axis=1), (np.diff(time, axis=1) < 0).any(axis=1)]
+        faults += [~np.isfinite(measured).all(axis=1)]
+    return np.any(faults, axis=0)
 
 
 def _begun(model: Any, priors: Any, base: Any, record: Record, theta: Any, ids: Any) -> Live:
@@ -287,6 +328,10 @@ def _up_to(history: Record, stop: Any) -> Record:
 @functools.partial(jax.jit, static_argnames=("model",))
 @standard_promotion
 def _followed(model: Any, live: Live, record: Record, stop: Any) -> Live:
-    """The twins at `stop`, their states carried there and nothing learned."""
-    moved, _ = carried(model, live, live.u, live.belief, record, stop, live.given)
-    return replace(live, belief=moved, time=stop, given=stop)
+    """The twins at `stop`, their states carried there and nothing learned; unsolved ones as they were."""
+    moved, _, solved = carried(model, live, live.u, live.belief, record, stop, live.given)
+    weight = normalized(live.log_weight + jax.vmap(passed_over)(solved))
+    reached = jnp.any(solved, axis=1)
+    time, given = jnp.where(reached, stop, live.time), jnp.where(reached, stop, live.given)
+    lost = live.lost + (~reached).astype(int)
+    return replace(live, belief=moved, log_weight=weight, time=time, given=given, lost=lost)

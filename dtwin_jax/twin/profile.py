@@ -31,7 +31,7 @@ from dtwin_jax.inference.density import (
     standard_promotion,
 )
 from dtwin_jax.inference.diagnostics import unbounded_sd
-from dtwin_jax.inference.fit import Target
+from dtwin_jax.inference.target import Target
 from dtwin_jax.twin.identify import information_matrix
 
 # A side is followed to this many sds of the prior from the peak, and in at most so many refits.

@@ -37,6 +37,9 @@ class Line:
     def params(self) -> Any:
         return Params()
 
+    def inputs(self) -> Any:
+        return Inputs()
+
     def schema(self) -> Schema:
         return Schema({}, {"y": quantities(Outputs)["y"]}, quantities(Params), "h")
 

@@ -64,7 +64,7 @@ def test_joint_density_is_the_same_in_every_partly_centred_coordinate(centring):
     c = np.asarray(centring)
     z = (THETA - CENTRE) / SCATTER ** (1 - c) + c * CENTRE
     log_jacobian = len(THETA) * np.sum((1 - c) * np.log(SCATTER))
-    found = -energy(Population(line, OMEGA), shared_part() | {"individual": z}, c) - log_jacobian
+    found = -energy(Population(line, OMEGA), shared_part() | {"random effects": z}, c) - log_jacobian
     effects = np.sum(stats.norm.logpdf(THETA, CENTRE, SCATTER))
     assert found == pytest.approx(log_density_by_hand() + effects, abs=1e-10)
 
@@ -75,12 +75,12 @@ def test_joint_density_of_correlated_effects_is_the_same_centred_or_not(centred)
     factor = np.array([[1.0, 0.0], [rho, np.sqrt(1 - rho**2)]])
     root = SCATTER[:, None] * factor
     # One number holds a 2 x 2 correlation: its inverse hyperbolic tangent.
-    z = shared_part() | {"correlation_factor": np.array([np.arctanh(rho)])}
+    z = shared_part() | {"correlation factor": np.array([np.arctanh(rho)])}
     if centred:
-        z |= {"individual": THETA}
+        z |= {"random effects": THETA}
         log_jacobian = 0.0
     else:
-        z |= {"eta": np.linalg.solve(root, (THETA - CENTRE).T).T}
+        z |= {"standard effects": np.linalg.solve(root, (THETA - CENTRE).T).T}
         log_jacobian = len(THETA) * np.log(np.linalg.det(root))
     population = Population(line, OMEGA, correlation=concentration, centred=centred)
     found = -energy(population, z) - log_jacobian
@@ -137,7 +137,7 @@ def test_covariate_moves_a_parameter_by_its_formula(given, power):
     covariate = Covariate("slope", "weight", "kg", 70.0, given, power=power)
     density, base = density_of(Population(line, OMEGA, (covariate,)), {}, ())
     coefficient = given if isinstance(given, float) else 0.31
-    z = shared_part() | {"individual": np.zeros((3, 2))}
+    z = shared_part() | {"random effects": np.zeros((3, 2))}
     if not isinstance(given, float):
         z["beta_slope_weight"] = coefficient
     z = {name: jnp.asarray(value)[None, None] for name, value in z.items()}
@@ -158,7 +158,7 @@ def test_covariates_of_one_parameter_add_up():
     age = np.array([20.0, 40.0, 65.0])
     record = jax.tree.map(jnp.asarray, cohort(VALUES, weight=WEIGHT, age=age).record)
     z = {"level": LEVEL, "slope_pop": np.log(SLOPE), "sd": 0.0, "omega_slope": 0.0}
-    z |= {"individual": np.zeros((3, 1))}
+    z |= {"random effects": np.zeros((3, 1))}
     z = {name: jnp.asarray(value)[None, None] for name, value in z.items()}
     found = constrained(density, base, record, z, jnp.zeros(1))
     expected = SLOPE * (WEIGHT / 70.0) ** 0.75 * np.exp(-0.01 * (age - 40.0))

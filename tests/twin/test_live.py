@@ -22,7 +22,7 @@ from dtwin_jax.dynamics.model import Model
 from dtwin_jax.dynamics.residual import additive
 from dtwin_jax.dynamics.solver import Solver
 from dtwin_jax.inference.population import Population
-from dtwin_jax.twin.live import Live, assimilate, forecast_live, live_from_prior, parameters_of
+from dtwin_jax.twin.live import Live, assimilate, doses_over, forecast_live, live_from_prior, parameters_of
 
 KEY = jax.random.key(3)
 
@@ -165,6 +165,31 @@ def test_measurements_that_nothing_explains_are_counted_and_passed_over():
     np.testing.assert_array_equal(after.log_weight[0], live.log_weight[0])
 
 
+@pytest.mark.parametrize("history", [None, COHORT.record], ids=["by stages", "at once"])
+def test_a_twin_that_no_draw_could_carry_stays_and_loses_no_dose(history):
+    live = assimilate(MODEL, live_from_prior(MODEL, COHORT, key=KEY, draws=20), rows(0, 2), key=KEY)
+    broken = replace(live, u=live.u.at[0].set(jnp.nan))
+    # The dose at 2 h is in the stretch that fails.
+    stuck = assimilate(MODEL, broken, rows(2, 4), key=KEY, history=history)
+    assert np.asarray(stuck.lost).tolist() == [1, 0] and np.asarray(stuck.renewed)[0] == live.renewed[0]
+    assert np.asarray(stuck.time).tolist() == [1.0, 3.0] == np.asarray(stuck.given).tolist()
+    np.testing.assert_array_equal(stuck.belief.mean[0], live.belief.mean[0])
+    np.testing.assert_array_equal(stuck.log_weight[0], live.log_weight[0])
+    mended = replace(stuck, u=stuck.u.at[0].set(live.u[0]))
+    later = assimilate(MODEL, mended, rows(4, 4), key=KEY, until=4.0)
+    straight = assimilate(MODEL, live, rows(4, 4), key=KEY, until=4.0)
+    np.testing.assert_allclose(later.belief.mean[0], straight.belief.mean[0], rtol=1e-9)
+    assert np.asarray(later.time).tolist() == [4.0, 4.0]
+    np.testing.assert_allclose(later.belief.mean[0], _fed(live, 4.0)[0] + 3.0 * np.exp(-0.6), rtol=1e-6)
+
+
+def _fed(live, stop):
+    """(patient, draw, 1) amounts at `stop` without a dose, by the closed form."""
+    base = parameters_of(live)["base"][..., None]
+    left = np.exp(-0.3 * (stop - np.asarray(live.time)))[:, None, None]
+    return np.asarray(live.belief.mean) * left + base * (1 - left) / 0.3
+
+
 def test_wrong_measurements_are_named():
     live = live_from_prior(MODEL, COHORT, key=KEY, draws=20)
     live = assimilate(MODEL, live, rows(0, 2), key=KEY, until=3.0)
@@ -176,3 +201,65 @@ def test_wrong_measurements_are_named():
         assimilate(MODEL, live, COHORT.at(0), key=KEY)
     with pytest.raises(ValueError, match="history is for a model alone"):
         assimilate(Population(MODEL, ["base"]), live, rows(4, 6), key=KEY, history=COHORT.record)
+
+
+def test_a_fault_of_any_patient_is_told_under_his_name():
+    live = live_from_prior(MODEL, COHORT, key=KEY, draws=20)
+    new = rows(0, 2)
+    series = new.observations["amount"]
+    for name, found, says in (
+        ("value", np.nan, "a measured value is not finite"),
+        ("time", np.nan, "time nan at position 1"),
+        ("time", 0.2, "times must not decrease, found 0.5 before 0.2"),
+        ("time", np.inf, "time inf at position 1"),
+    ):
+        array = getattr(series, name).copy()
+        array[1, 1] = found
+        broken = replace(new, observations={"amount": replace(series, **{name: array})})
+        with pytest.raises(ValueError, match=f"patient 'b', channel 'amount': {says}"):
+            assimilate(MODEL, live, broken, key=KEY)
+    with pytest.raises(ValueError, match="has no channel 'amuont'"):
+        assimilate(MODEL, live, replace(new, observations={"amuont": series}), key=KEY)
+
+
+def test_a_forecast_with_a_key_a_patient_is_of_him_alone():
+    live = live_from_prior(MODEL, COHORT, key=KEY, draws=20)
+    plan = Record(COHORT.record.inputs, {"amount": Series(np.full((2, 1), 9.0))}, {}, COHORT.record.t0)
+    keys = jax.random.split(KEY, 2)
+    both = forecast_live(MODEL, live, plan, keys, 20)["amount"]
+    np.testing.assert_array_equal(both, forecast_live(MODEL, live, plan, KEY, 20)["amount"])
+    turned = jax.tree.map(
+        lambda leaf: leaf[::-1], (live.u, live.belief, live.log_weight, live.time, live.given)
+    )
+    names = ("u", "belief", "log_weight", "time", "given")
+    other = replace(live, **dict(zip(names, turned, strict=True)))
+    plan = jax.tree.map(lambda leaf: leaf[::-1], plan)
+    np.testing.assert_allclose(forecast_live(MODEL, other, plan, keys[::-1], 20)["amount"][:, ::-1], both)
+
+
+def test_an_update_with_a_key_a_patient_is_of_him_alone():
+    live, keys = live_from_prior(MODEL, COHORT, key=KEY, draws=20), jax.random.split(KEY, 2)
+    other = jnp.stack([jax.random.key(9), keys[1]])
+    for history in (None, COHORT.record):
+        both = assimilate(MODEL, live, rows(0, 4), key=keys, history=history)
+        assert np.all(np.asarray(both.renewed) > 0)
+        from_one = assimilate(MODEL, live, rows(0, 4), key=KEY, history=history)
+        np.testing.assert_array_equal(both.u, from_one.u)
+        changed = assimilate(MODEL, live, rows(0, 4), key=other, history=history)
+        assert not np.array_equal(changed.u[0], both.u[0])
+        np.testing.assert_array_equal(changed.u[1], both.u[1])
+    with pytest.raises(ValueError, match="found 3 keys, expected one, or one a patient: 2"):
+        assimilate(MODEL, live, rows(0, 4), key=jax.random.split(KEY, 3))
+
+
+def test_doses_are_over_when_every_draw_has_them():
+    live = live_from_prior(MODEL, COHORT, key=KEY, draws=20)
+    live = assimilate(MODEL, live, rows(0, 4), key=KEY)
+    doses = Doses(
+        np.array([[1.0, 2.0, 3.0, 3.5], [1.0, 2.0, 3.0, 3.5]]),
+        np.ones((2, 4)),
+        np.array([[0.0, 1.0, 0.0, 0.0], [0.0, 1.5, 0.0, 0.0]]),
+    )
+    over = doses_over(MODEL, live, Inputs(doses))
+    assert np.asarray(live.time).tolist() == [3.0, 3.0]
+    assert np.asarray(over["iv"]).tolist() == [[True, True, True, False], [True, False, True, False]]

@@ -1,0 +1,128 @@
+"""A population's parameters as one vector, and what a patient's random effects make of them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dtwin_jax.core.prior import Prior
+from dtwin_jax.core.quantity import values
+from dtwin_jax.core.record import Record
+from dtwin_jax.inference.population import Population
+from dtwin_jax.inference.target import Target
+
+# Of the standard deviations between patients, at the start of a search.
+_SCATTER = 0.3
+
+
+@dataclass(frozen=True)
+class Effects:
+    """How the vector of a population's estimated numbers is laid out; all of them unbounded.
+
+    First the typical value of each estimated parameter, then coefficients of covariates, then the lower
+    triangle of the root of the random effects' covariance with the logs of its diagonal: of a population
+    without `correlation` the diagonal alone.
+
+    Attributes:
+        population: what varies.
+        priors: name -> prior of the estimated parameters, whose supports make the scales; nothing else of
+            them counts.
+    """
+
+    population: Population
+    priors: tuple[tuple[str, Prior], ...]
+
+    @property
+    def target(self) -> Target:
+        """The density of one patient."""
+        return Target(self.population.predictor, self.priors)
+
+    @property
+    def varying(self) -> tuple[str, ...]:
+        """Parameters with random effects, in the order of these."""
+        return self.population.varying
+
+    @property
+    def coefficients(self) -> tuple[str, ...]:
+        """Estimated coefficients of covariates."""
+        each = self.population.covariates
+        return tuple(one.label for one in each if isinstance(one.coefficient, Prior))
+
+    @property
+    def correlated(self) -> bool:
+        """Whether the covariance of the random effects is full."""
+        return self.population.correlation is not None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the vector's elements."""
+        typical = tuple(f"{name}_pop" if name in self.varying else name for name, _ in self.priors)
+        rows, columns = self._triangle()
+        scatter = tuple(
+            f"omega_{self.varying[i]}" if i == j else f"root_{self.varying[i]}_{self.varying[j]}"
+            for i, j in zip(rows, columns, strict=True)
+        )
+        return typical + self.coefficients + scatter
+
+    def start(self, base: Any) -> np.ndarray:
+        """Declared values, no effect of covariates, moderate scatter."""
+        declared = values(base)
+        first = self.target.unbounded(jnp.stack([jnp.asarray(declared[n], float) for n, _ in self.priors]))
+        rows, columns = self._triangle()
+        scatter = np.where(rows == columns, np.log(_SCATTER), 0.0)
+        return np.concatenate([first, np.zeros(len(self.coefficients)), scatter])
+
+    def root(self, psi: Any) -> Any:
+        """Lower triangular root of the covariance of the random effects, (effect, effect)."""
+        rows, columns = self._triangle()
+        entries = psi[len(self.priors) + len(self.coefficients) :]
+        entries = jnp.where(rows == columns, jnp.exp(entries), entries)
+        return jnp.zeros((len(self.varying),) * 2).at[rows, columns].set(entries)
+
+    def centres(self, psi: Any, record: Record) -> Any:
+        """Unbounded parameters of every patient without random effects, (patient, name)."""
+        names = [name for name, _ in self.priors]
+        u = jnp.broadcast_to(psi[: len(names)], (record.t0.shape[0], len(names)))
+        given = dict(zip(self.coefficients, psi[len(names) :], strict=False))
+        for one in self.population.covariates:
+            shift = one.shift(given.get(one.label, one.coefficient), record.known[one.name])
+            u = u.at[:, names.index(one.parameter)].add(shift)
+        return u
+
+    def spread(self, eta: Any) -> Any:
+        """Random effects (..., effect) as moves of the unbounded parameters (..., name)."""
+        names = [name for name, _ in self.priors]
+        places = np.asarray([names.index(name) for name in self.varying])
+        return jnp.zeros((*eta.shape[:-1], len(names))).at[..., places].set(eta)
+
+    def told(self, psi: Any) -> Mapping[str, Any]:
+        """The numbers as they are reported: typical values on their own scales, standard deviations."""
+        count = len(self.priors)
+        typical = self.target.bounded(psi[:count])
+        found = dict(zip(self.names[:count], typical, strict=True))
+        found |= dict(zip(self.coefficients, psi[count:], strict=False))
+        root = self.root(psi)
+        covariance = root @ root.T
+        sd = jnp.sqrt(jnp.diagonal(covariance))
+        found |= {f"omega_{name}": sd[i] for i, name in enumerate(self.varying)}
+        if self.correlated:
+            found |= {
+                f"corr_{a}_{b}": covariance[i, j] / (sd[i] * sd[j])
+                for i, a in enumerate(self.varying)
+                for j, b in enumerate(self.varying[:i])
+            }
+        return found
+
+    def _triangle(self) -> tuple[np.ndarray, np.ndarray]:
+        count = len(self.varying)
+        return np.tril_indices(count) if self.correlated else (np.arange(count), np.arange(count))
+
+
+def log_normal_density(root: Any, eta: Any) -> Any:
+    """Of random effects (patient, effect) with covariance root root'."""
+    z = jax.scipy.linalg.solve_triangular(root, eta.T, lower=True)
+    size = jnp.sum(jnp.log(jnp.diagonal(root)))
+    return -0.5 * jnp.sum(z**2, axis=0) - size - 0.5 * eta.shape[1] * jnp.log(2.0 * jnp.pi)
