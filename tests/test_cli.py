@@ -303,7 +303,9 @@ def test_a_card_needs_a_model_and_a_place(tmp_path, capfd):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("command", ["demo", "calibrate", "forecast", "simulate", "models", "report"])
+@pytest.mark.parametrize(
+    "command", ["demo", "calibrate", "forecast", "simulate", "follow", "models", "report"]
+)
 def test_help_has_an_example_and_the_exit_codes(command, capfd):
     assert cli.run([command, "--help"]) == 0
     out = capfd.readouterr().out

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dtwin_jax.cli import calibrating, looking, predicting
+from dtwin_jax.cli import calibrating, following, looking, predicting, sharding
 from dtwin_jax.cli.terminal import Interrupted, fail, say, warn
 
 FINE, FAILED, BAD_INPUT, DOUBTFUL, INTERRUPTED = 0, 1, 2, 3, 130
@@ -23,7 +23,8 @@ then look at     dtwin models, dtwin calibrate --help
 
 \b
 Exit codes: 0 fine; 1 unexpected failure; 2 bad input, named on standard error;
-3 convergence warnings, with --strict only; 130 interrupted.
+3 convergence warnings, with --strict only; 4 done but for named patients (by shards);
+75 told to end, and resumable (by shards); 130 interrupted.
 DTWIN_DEBUG=1 shows tracebacks. Compiled programs are kept in JAX_COMPILATION_CACHE_DIR
 (by default in ~/.cache/dtwin_jax). Computation is in float64 (JAX_ENABLE_X64=0 for float32).
 """
@@ -39,7 +40,9 @@ app = typer.Typer(
 for command, long_help in (
     (calibrating.demo, None),
     (calibrating.calibrate, calibrating.JOB_HELP),
+    (sharding.status, None),
     (predicting.forecast, None),
+    (following.follow, None),
     (predicting.simulate, None),
     (looking.models, None),
     (looking.report, None),

@@ -64,9 +64,18 @@ Example: dtwin calibrate study.toml
   target_accept = 0.9
 
 \b
+  [laplace]                         # many patients, each alone: weighed draws about the peaks, a
+  draws = 1000                      #   hundred times faster; who is not trusted is sampled as
+  fallback = true                   #   above (false: left, and named)
+
+\b
   [score]                           # how good are forecasts? Calibrates a second time, which
   last = 2                          #   doubles the cost, without the last 2 measurements of each
                                     #   patient and channel, and scores their predictions
+
+\b
+  [shards]                          # with --engine or --shard: patients each alone, cut into
+  patients = 256                    #   shards of so many; no [score], [forecast], [report]
 
 \b
   [forecast]                        # a plan, see `dtwin forecast --help`
@@ -75,8 +84,23 @@ Example: dtwin calibrate study.toml
   title = "Our study"
 
 \b
+By shards, on this machine or a cluster, the folder RESULT.shards has a file for each. Finished
+shards are skipped, and a killed run goes on:
+  dtwin calibrate study.toml --engine local --workers 8
+  dtwin calibrate study.toml --engine dask --scheduler tcp://10.0.0.1:8786
+  dtwin calibrate study.toml --shard $SLURM_ARRAY_TASK_ID/100      # sbatch --array=0-99
+  dtwin status study.shards
+
+\b
+A population too large for one machine is shared by processes that start the same command; the first
+writes the result. All need the job, the data and the output's folder, and CPUs of one kind:
+  srun --ntasks=4 dtwin calibrate study.toml --engine hosts   # or mpirun -n 4; elsewhere set
+      # JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES=4 and JAX_PROCESS_ID=0, 1, ...
+
+\b
 Exit codes: 0 fine; 1 unexpected failure; 2 bad job or data; 3 finished with convergence
-warnings (with --strict); 130 interrupted.
+warnings (with --strict); 4 finished, but some patients, who are named, have no result;
+75 told to end by SIGTERM, the same command goes on; 130 interrupted.
 """
 
 
@@ -138,10 +162,37 @@ def calibrate(
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what an interrupted run has left.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 on convergence warnings.")] = False,
+    engine: Annotated[
+        str | None,
+        typer.Option(help="By shards: 'local' processes, or 'dask'; --output is then a folder. Or 'hosts'."),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes; by default one a GPU, else one a core."),
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Dask's: an address, or 'slurm' as dask-jobqueue is configured.")
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="Only shards I, I+N, I+2N, ...: for arrays of jobs."),
+    ] = None,
 ) -> int:
     """Learn parameters from data, as a job file says (the help is `JOB_HELP`)."""
     from dtwin_jax.cli.steps import complaints_of
 
+    by_shards = bool(shard or workers or scheduler)
+    if engine == "hosts":
+        from dtwin_jax.cli.together import run_together
+
+        tree = run_together(job, output, fresh=fresh, by_shards=by_shards)
+        return 3 if strict and complaints_of(tree) else 0
+    if engine or by_shards:
+        from dtwin_jax.cli.sharding import run_shards
+
+        where = (engine or "local", workers, scheduler, shard)
+        code, doubtful = run_shards(job, output, where=where, fresh=fresh)
+        return 3 if strict and doubtful and not code else code
     again = " ".join(["dtwin calibrate", str(job), *([f"--output {output}"] if output else [])])
     tree = _run(job, output, fresh=fresh, again=again)
     return 3 if strict and complaints_of(tree) else 0

@@ -45,7 +45,9 @@ def partial_of_score(result: Path) -> Path:
     return result.with_name(f"{result.name}.score.partial")
 
 
-def calibrate_study(study: Any, cohort: Any, partial: Path, *, fresh: bool, again: str) -> Any:
+def calibrate_study(
+    study: Any, cohort: Any, partial: Path, *, fresh: bool, again: str, mesh: Any = None
+) -> Any:
     """The result of a study for a cohort; blocks of an interrupted run are used.
 
     Args:
@@ -54,6 +56,7 @@ def calibrate_study(study: Any, cohort: Any, partial: Path, *, fresh: bool, agai
         partial: folder of checkpoints, left for the caller to remove.
         fresh: start from nothing.
         again: the command that goes on with an interrupted run.
+        mesh: the devices that share the patients.
     """
     from dtwin_jax.inference.calibrate import calibrate
     from dtwin_jax.inference.diagnostics import CalibrationWarning
@@ -75,6 +78,7 @@ def calibrate_study(study: Any, cohort: Any, partial: Path, *, fresh: bool, agai
                 priors=study.priors,
                 method=study.method,
                 checkpoint=partial,
+                mesh=mesh,
             )
         for name, unit in study.units.items():
             tree["constant_data"][name].attrs["units"] = unit
@@ -105,7 +109,7 @@ def _announce(study: Any, cohort: Any) -> None:
     dtype = "float64" if jax.config.read("jax_enable_x64") else "float32"
     device = jax.devices()[0]
     say(f"Calibrating {study.f.name}: {people}, {count} measurements, on {device.platform} in {dtype}.")
-    say(f"NUTS: {method.chains} chains, {method.warmup} iterations of warm-up, {method.draws} draws.")
+    say(f"{method.title}: {method.described()}.")
 
 
 def show_result(tree: Any) -> None:
@@ -182,7 +186,7 @@ def write_forecast(f: Any, tree: Any, plan: Any, path: Path, seed: int | None = 
     return made
 
 
-def score_study(study: Any, tree: Any, result: Path, *, fresh: bool, again: str) -> Any:
+def score_study(study: Any, tree: Any, result: Path, *, fresh: bool, again: str, mesh: Any = None) -> Any:
     """The result with scores of the last measurements, as predicted by a calibration without them."""
     import xarray as xr
 
@@ -191,7 +195,8 @@ def score_study(study: Any, tree: Any, result: Path, *, fresh: bool, again: str)
 
     held_out = study.held_out
     say(f"Scoring: calibrating again, without the last {held_out.last} of each patient's measurements.")
-    blind = calibrate_study(study, held_out.cohort, partial_of_score(result), fresh=fresh, again=again)
+    partial = partial_of_score(result)
+    blind = calibrate_study(study, held_out.cohort, partial, fresh=fresh, again=again, mesh=mesh)
     for sentence in complaints_of(blind):
         warn(f"without the last measurements: {sentence}")
     scores = score(study.f, blind, held_out.record, key=predictive_key(blind, None, 103))
@@ -247,8 +252,16 @@ def write_page(
     )
 
 
-def run_job(job: Any, result: Path, *, fresh: bool, again: str) -> Any:
+def run_job(job: Any, result: Path, *, fresh: bool, again: str, mesh: Any = None, writes: bool = True) -> Any:
     """All that a job asks for: result, scores, forecast, report. Returns the result's tree.
+
+    Args:
+        job: of `read_job`.
+        result: file.
+        fresh: start from nothing.
+        again: the command that goes on with an interrupted run.
+        mesh: the devices that share the patients.
+        writes: False in a process that only helps another one, which writes.
 
     Raises:
         JobError, TableError: before any work.
@@ -263,11 +276,16 @@ def run_job(job: Any, result: Path, *, fresh: bool, again: str) -> Any:
         if path is not None:
             check_output(path)
     study = prepare(job)
-    tree = calibrate_study(study, study.cohort, partial_of(result), fresh=fresh, again=again)
-    save(tree, result)
-    show_result(tree)
+    how: dict[str, Any] = {"fresh": fresh, "again": again, "mesh": mesh}
+    tree = calibrate_study(study, study.cohort, partial_of(result), **how)
+    if writes:
+        save(tree, result)
+        show_result(tree)
     if study.held_out is not None:
-        tree = score_study(study, tree, result, fresh=fresh, again=again)
+        tree = score_study(study, tree, result, **how)
+    if not writes:
+        return tree
+    if study.held_out is not None:
         save(tree, result)
     # Only now, so that a run that is stopped while it scores finds its first calibration again.
     for partial in (partial_of(result), partial_of_score(result)):

@@ -71,6 +71,8 @@ def job_faults(document: Document, f: Any) -> list[Fault]:
         for name in _table(raw, "priors")
         if name not in schema.parameters
     ]
+    if "laplace" in raw and "population" in raw:
+        faults.append(Fault(("laplace",), "patients of a population are not independent", "[sampler] alone"))
     return faults + _window_faults(raw, schema) + _input_faults(raw, schema) + _population_faults(raw, schema)
 
 
@@ -85,8 +87,9 @@ def _table(raw: dict[str, Any], *keys: str) -> dict[str, Any]:
 def _data_faults(document: Document, data: dict[str, Any]) -> list[Fault]:
     faults = []
     file = data.get("file")
-    if isinstance(file, str) and not (path := document.folder / file).is_file():
-        faults.append(Fault(("data", "file"), f"found no file {str(path)!r}", "a CSV or Parquet file"))
+    if isinstance(file, str) and not (path := document.folder / file).exists():
+        wanted = "a CSV or Parquet file, or a folder of Parquet files"
+        faults.append(Fault(("data", "file"), f"found no file {str(path)!r}", wanted))
     for key in ("units", "covariates"):
         for name, unit in _table(data, key).items():
             faults += _unit_faults(("data", key, name), unit)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, create_model
 
+from dtwin_jax.inference.laplace import Laplace
 from dtwin_jax.inference.nuts import Nuts
 from dtwin_jax.jobs.checks import job_faults, model_of
 from dtwin_jax.jobs.document import Document, Section, read_document, validate
@@ -19,7 +20,7 @@ class DataSection(Section):
     """The table of patients; all but the last four as `read_table` takes them.
 
     Attributes:
-        file: relative to the job file.
+        file: relative to the job file; or a folder of Parquet files, each with all rows of its patients.
         form: `"long"` or `"wide"`, where the header does not say.
         rename: name in the file -> name in the model.
         ignore: columns, or names in one, to leave out.
@@ -84,17 +85,26 @@ class ReportSection(Section):
     title: str | None = None
 
 
-def _sampler_section() -> type[Section]:
-    """The settings of `Nuts`, with its defaults; whole numbers from 1, shares between 0 and 1."""
+def _section_of(method: type, **other: Any) -> type[Section]:
+    """The settings of a method, with its defaults; whole numbers from 1, shares between 0 and 1."""
     limits: dict[Any, Any] = {int: {"ge": 1}, float: {"gt": 0, "lt": 1}, bool: {}}
     fields: dict[str, Any] = {
         field.name: (field.type, Field(field.default, **limits.get(field.type, {})))
-        for field in dataclasses.fields(Nuts)
+        for field in dataclasses.fields(method)
+        if field.name not in other
     }
-    return create_model("SamplerSection", __base__=Section, **fields)
+    return create_model(f"{method.__name__}Section", __base__=Section, **fields, **other)
 
 
-SamplerSection = _sampler_section()
+SamplerSection = _section_of(Nuts)
+# Who is not trusted is sampled as `sampler` says, or not at all.
+LaplaceSection = _section_of(Laplace, fallback=(bool, True))
+
+
+class ShardsSection(Section):
+    """How a cohort is cut, when it is calibrated by shards: so many patients in each."""
+
+    patients: int = Field(default=256, ge=1)
 
 
 class JobFile(Section):
@@ -107,9 +117,11 @@ class JobFile(Section):
     priors: dict[str, PriorOrNumber] = Field(default_factory=dict)
     population: PopulationSection | None = None
     sampler: SamplerSection = SamplerSection()  # pyright: ignore[reportInvalidTypeForm]
+    laplace: LaplaceSection | None = None  # pyright: ignore[reportInvalidTypeForm]
     forecast: ForecastSection | None = None
     score: ScoreSection | None = None
     report: ReportSection | None = None
+    shards: ShardsSection = ShardsSection()
 
 
 @dataclass(frozen=True)
@@ -136,9 +148,13 @@ class Job:
         return self.path(self.spec.output or f"{Path(self.document.file).stem}.nc")
 
     @property
-    def method(self) -> Nuts:
-        """The sampler."""
-        return Nuts(**self.spec.sampler.model_dump())
+    def method(self) -> Nuts | Laplace:
+        """How the job is calibrated: by NUTS, unless it has a section `laplace`."""
+        sampler, section = Nuts(**self.spec.sampler.model_dump()), self.spec.laplace
+        if section is None:
+            return sampler
+        fallback = sampler if section.fallback else None
+        return Laplace(**section.model_dump() | {"fallback": fallback})
 
 
 def read_job(path: str | os.PathLike[str]) -> Job:
@@ -147,7 +163,15 @@ def read_job(path: str | os.PathLike[str]) -> Job:
     Raises:
         JobError: all that is wrong with it, one line each, with line number and key.
     """
-    document = read_document(path)
+    return job_of(read_document(path))
+
+
+def job_of(document: Document) -> Job:
+    """The job of a file that was read.
+
+    Raises:
+        JobError: as `read_job`.
+    """
     spec, faults = validate(JobFile, document)
     predictor, unfound = model_of(document)
     faults += unfound + job_faults(document, predictor)

@@ -1,21 +1,21 @@
 """A job made ready: its data read, and everything that `calibrate` and `forecast` take."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 
 from dtwin_jax.core.predictor import check_cohort
-from dtwin_jax.core.record import Cohort, Record, Series, stack
+from dtwin_jax.core.record import Cohort, Record, stack
+from dtwin_jax.inference.laplace import Laplace
 from dtwin_jax.inference.nuts import Nuts
 from dtwin_jax.inference.population import Covariate, Population, density_of
-from dtwin_jax.io.names import suggestion
-from dtwin_jax.io.table import read_table
 from dtwin_jax.jobs.checks import covariate_units
 from dtwin_jax.jobs.document import Fault
 from dtwin_jax.jobs.job import Job
 from dtwin_jax.jobs.plan import planned
+from dtwin_jax.jobs.reading import checked, read_all
 from dtwin_jax.twin.assess import leave_last_out
 
 
@@ -42,7 +42,7 @@ class Study:
         f: the predictor, or a `Population` of it.
         cohort: the patients.
         priors: overrides.
-        method: the sampler.
+        method: how.
         seed: of all random keys.
         units: of what is known of the patients.
         plan: the planned record, None if the job has no forecast.
@@ -52,7 +52,7 @@ class Study:
     f: Any
     cohort: Cohort
     priors: dict[str, Any]
-    method: Nuts
+    method: Nuts | Laplace
     seed: int
     units: dict[str, str]
     plan: Record | None
@@ -71,32 +71,18 @@ def prepare(job: Job) -> Study:
         TableError: what is wrong with the table.
         JobError: what the job says that the data do not have.
     """
-    spec, document = job.spec, job.document
-    records = _read(job)
-    faults: list[Fault] = []
-    for i, name in enumerate(spec.data.patients):
-        if name not in records:
-            near = suggestion(name, records)
-            faults.append(Fault(("data", "patients", i), f"the table has no patient {name!r}{near}"))
-    if faults:
-        raise document.error(faults)
-    chosen = spec.data.patients or list(records)
-    records = {name: _windowed(job, records[name]) for name in chosen}
-    for name, record in records.items():
-        if not any(np.any(series.mask) for series in record.observations.values()):
-            faults.append(Fault(("data",), f"patient {name!r} has no measurement that is used"))
-    if faults:
-        raise document.error(faults)
+    spec = job.spec
+    records = read_all(job)
     f, priors = population_of(job), dict(spec.priors)
     # What can be said only of the data and the priors together is said of the place that it is about.
-    cohort = _checked(job, ("data", "file"), lambda: stack(records))
-    _checked(job, ("data", "file"), lambda: check_cohort(job.predictor, cohort))
-    _checked(job, ("priors",), lambda: density_of(f, priors, tuple(cohort.record.known)))
+    cohort = checked(job, ("data", "file"), lambda: stack(records))
+    checked(job, ("data", "file"), lambda: check_cohort(job.predictor, cohort))
+    checked(job, ("priors",), lambda: density_of(f, priors, tuple(cohort.record.known)))
     _check_covariates(job, cohort)
     plan = None
     if spec.forecast is not None:
         section = spec.forecast
-        plan = _checked(job, ("forecast",), lambda: planned(section, cohort, job.predictor.schema()))
+        plan = checked(job, ("forecast",), lambda: planned(section, cohort, job.predictor.schema()))
     units = covariate_units(dict(spec.data.covariates), job.predictor.schema())
     units = {name: unit for name, unit in units.items() if name in cohort.record.known}
     return Study(f, cohort, priors, job.method, spec.seed, units, plan, _held_out(job, cohort))
@@ -132,53 +118,6 @@ def population_of(job: Job) -> Any:
     )
     vary = dict(section.vary) if isinstance(section.vary, dict) else tuple(section.vary)
     return Population(job.predictor, vary, covariates, section.correlation, section.centred)
-
-
-def _read(job: Job) -> dict[str, Record]:
-    data = job.spec.data
-    rename: dict[str, str | None] = {**data.rename, **dict.fromkeys(data.ignore)}
-    return _checked(
-        job,
-        ("data",),
-        lambda: read_table(
-            job.path(data.file),
-            job.predictor,
-            rename=rename,
-            units=data.units,
-            covariates=data.covariates,
-            inputs=data.inputs,
-            form=data.form,
-            t0=None if data.t0 is None else data.t0.to(job.predictor.schema().time_unit),
-        ),
-    )
-
-
-def _checked(job: Job, path: tuple, make: Any) -> Any:
-    """What `make` returns; a plain ValueError gets the place of the job that it is about."""
-    try:
-        return make()
-    except ValueError as error:
-        if type(error) is not ValueError:
-            raise
-        raise job.document.error([Fault(path, str(error))]) from None
-
-
-def _windowed(job: Job, record: Record) -> Record:
-    """The record with only the measurements that the job uses."""
-    time, data = job.predictor.schema().time_unit, job.spec.data
-    channels = {}
-    for name, series in record.observations.items():
-        start = data.start[name].to(time) if name in data.start else -np.inf
-        stop = data.until[name].to(time) if name in data.until else np.inf
-        kept = (np.asarray(series.time) >= start) & (np.asarray(series.time) <= stop)
-        channels[name] = Series(
-            series.time[kept],
-            series.value[kept],
-            mask=series.mask[kept],
-            censor=series.censor[kept],
-            after=series.after[kept],
-        )
-    return replace(record, observations=channels)
 
 
 def _check_covariates(job: Job, cohort: Cohort) -> None:

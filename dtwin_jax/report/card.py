@@ -19,7 +19,7 @@ from dtwin_jax.core.record import Record, Series
 from dtwin_jax.core.signal import Doses
 from dtwin_jax.dynamics.model import Model, expect
 from dtwin_jax.inference.density import estimated, standard_promotion, with_known
-from dtwin_jax.inference.fit import Target
+from dtwin_jax.inference.target import Target
 from dtwin_jax.io.names import amount_unit
 from dtwin_jax.report.described import Described, describe
 from dtwin_jax.report.drawing import Drawing, drawing, render, write_whole

@@ -48,11 +48,12 @@ def facts(result: Any, ids: Sequence[str]) -> list[tuple[str, str, str]]:
     compiled = attrs.get("compile_seconds")
     of_which = "" if compiled is None else f"{_duration(float(compiled))} of it compiling"
     chains, draws = attrs.get("chains", "?"), attrs.get("draws", "?")
+    words = "chain" if chains == 1 else "chains"
     return [
         ("Model", str(attrs.get("name", "–")).replace("_", " "), str(attrs.get("kind", ""))),
         ("Patients", f"{len(ids):,}", ""),
         ("Measurements", f"{count:,}", ", ".join(name.replace("_", " ") for name in names)),
-        ("Sampler", str(attrs.get("method", "–")), f"{chains} chains × {draws} draws"),
+        ("Sampler", str(attrs.get("method", "–")), f"{chains} {words} × {draws} draws"),
         ("Wall time", spent, of_which),
     ]
 
