@@ -12,7 +12,7 @@ PYTHON := $(shell for p in python3.12 python3.11 python3; do \
 	if $$p -c '$(USABLE)' >/dev/null 2>&1; then echo $$p; break; fi; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types bench clean
+.PHONY: help demo test lint types bench notebooks clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 8
@@ -34,6 +34,10 @@ bench: .venv/installed ## Compare run times with other packages, and check calib
 	$(BIN)/python benchmarks/ensemble.py
 	$(BIN)/python benchmarks/ess_against_numpyro.py
 	$(BIN)/python benchmarks/sbc_one_compartment.py
+
+notebooks: .venv/installed ## Bring scripts over to the notebooks, and run these for their pictures
+	$(BIN)/jupytext --sync notebooks/*.py
+	$(BIN)/jupyter-execute --inplace notebooks/*.ipynb
 
 clean: ## Remove .venv and everything else that make has made
 	rm -rf .venv .jax_cache .pytest_cache .ruff_cache .hypothesis build dist demo-output

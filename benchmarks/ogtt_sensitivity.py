@@ -171,7 +171,7 @@ def alone(people: dict[str, Person], key: Any) -> tuple[Any, np.ndarray, dict[st
 
 def fitted(cohort: dt.Cohort, key: Any, **known: float) -> Any:
     """MAP of each person, with some of what is known otherwise."""
-    return dt.fit(QUICK, cohort, key=key, priors=KNOWN | known, starts=2, method="least_squares")
+    return dt.fit(QUICK, cohort, key=key, priors=KNOWN | known, starts=2, method="gauss_newton")
 
 
 def otherwise(people: dict[str, Person], found: Any, key: Any) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import warnings
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from setting import FOLDER, timed, write
 
@@ -55,18 +54,18 @@ def simulated(cohort: Cohort, density: Any, base: Any, key: Any) -> tuple[dict[s
     drawn = prior_draws(density, base, cohort.at(0), keys)
     truth = {name: np.asarray(drawn[name]) for name, _ in density.priors}
     theta = theta_of(density, truth, len(cohort))[None]
-    record = jax.tree.map(jnp.asarray, cohort.record)
-    _, _, measured = evaluate(density, base, record, theta, jax.random.fold_in(key, 1))
+    _, _, measured = evaluate(density, base, cohort, theta, jax.random.fold_in(key, 1))
     time = cohort.record.observations["concentration"].time
     series = Series(time, measured["concentration"][0], mask=time < HELD)
-    return truth, Cohort(cohort.ids, Record(cohort.record.inputs, {"concentration": series}, {}, record.t0))
+    return truth, Cohort(
+        cohort.ids, Record(cohort.record.inputs, {"concentration": series}, {}, cohort.record.t0)
+    )
 
 
 def quantities(density: Any, base: Any, cohort: Cohort, values: dict, key: Any) -> dict[str, np.ndarray]:
     """Test quantities (draw, replicate): parameters, log-likelihood, prediction at the held time."""
     theta = theta_of(density, values, len(cohort))
-    record = jax.tree.map(jnp.asarray, cohort.record)
-    likelihood, expected, _ = evaluate(density, base, record, theta, key)
+    likelihood, expected, _ = evaluate(density, base, cohort, theta, key)
     return values | {
         "log_likelihood": likelihood["concentration"].sum(axis=-1),
         f"concentration at {HELD:g} h": expected["concentration"][..., -1],
