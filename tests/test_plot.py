@@ -5,8 +5,9 @@ import one_compartment_result as synthetic
 import pytest
 
 from dtwin_jax import plot
-from dtwin_jax.plot.checks import quantile_residuals, time_bins
+from dtwin_jax.plot.checks import quantile_residuals
 from dtwin_jax.plot.theme import band
+from dtwin_jax.plot.vpc import time_bins
 
 CHANNEL = "concentration"
 

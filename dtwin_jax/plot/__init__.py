@@ -1,10 +1,11 @@
 """Figures of a calibration, a forecast and a planned study, for notebooks and for the report."""
 
-from dtwin_jax.plot.checks import predictive_check, residuals
+from dtwin_jax.plot.checks import residuals
 from dtwin_jax.plot.convergence import convergence
 from dtwin_jax.plot.design import Course, courses, profile_panels
 from dtwin_jax.plot.patients import patient_fit
 from dtwin_jax.plot.posterior import pairs, posterior, summarise, variability
+from dtwin_jax.plot.vpc import predictive_check
 
 __all__ = [
     "Course",

@@ -1,4 +1,4 @@
-"""Does the model fit? Residuals of what was measured, and the measurements beside simulated patients."""
+"""Does the model fit? Residuals of what was measured, from the predictive draws of a calibration."""
 
 from typing import Any, NamedTuple
 
@@ -7,12 +7,10 @@ import numpy as np
 from dtwin_jax.plot.patients import patient_ids
 from dtwin_jax.plot.theme import (
     BLUE,
-    INK,
     MUTED,
     VERMILLION,
     Figure,
     axes,
-    blank,
     counted,
     escape,
     graph_objects,
@@ -24,9 +22,6 @@ from dtwin_jax.plot.theme import (
     tint,
     variable,
 )
-
-PERCENTILES = (0.05, 0.5, 0.95)
-BINS = 12
 
 
 class Observed(NamedTuple):
@@ -132,49 +127,6 @@ def residuals(result: Any, channel: str) -> Figure:
     return fig
 
 
-def predictive_check(result: Any, replicates: Any, channel: str) -> Figure:
-    """Visual predictive check: percentiles of the measurements over those of simulated new patients.
-
-    Lines are the 5, 50 and 95 % percentiles of what was measured, in bins of time; bands hold nine tenths
-    of the same percentiles over the simulated cohorts. Where a percentile lies among measurements below
-    (or above) a limit it is not known, and the line has a gap.
-    """
-    data = observed(result, channel)
-    simulated = group(replicates, "predictions")
-    drawn = np.asarray(variable(simulated, channel, "predictions"), float)
-    time = np.asarray(variable(simulated, f"{channel}_time", "predictions"), float)
-    same = time.shape == data.value.shape
-    used = np.isfinite(data.value) if same else np.isfinite(time)
-    drawn, time, notes = _whole_cohorts(drawn[:, used], time[used])
-    fig = blank(f"Visual predictive check · {escape(channel)}", height=340, notes=notes)
-    fig.layout.meta = {"notes": notes}
-    fig.layout.xaxis = {"title": {"text": label("time", str(result.attrs.get("time_unit", "")))}}
-    fig.layout.yaxis = {"title": {"text": label(channel, data.unit)}, "rangemode": "tozero"}
-    exists = np.isfinite(data.value)
-    edges = time_bins(data.time[exists])
-    if len(drawn):
-        _simulated_bands(fig, edges, time, drawn)
-    _measured_percentiles(fig, edges, data, exists)
-    return fig
-
-
-def time_bins(time: np.ndarray, bins: int = BINS) -> np.ndarray:
-    """Edges of bins with about as many measurements each, cut where the gaps between times are wide.
-
-    Measurements planned for one time are taken around it, so a cut by count alone would part them.
-    """
-    distinct, counts = np.unique(time, return_counts=True)
-    bins = min(bins, len(distinct), max(1, counts.sum() // 5))
-    gaps, place = np.diff(distinct), np.cumsum(counts)[:-1]
-    cuts = set()
-    for wanted in np.arange(1, bins) * counts.sum() / bins:
-        near = np.flatnonzero(np.abs(place - wanted) <= 0.5 * counts.sum() / bins)
-        near = near if len(near) else np.array([np.argmin(np.abs(place - wanted))])
-        cuts.add(int(near[np.argmax(gaps[near])]))
-    inner = [(distinct[cut] + distinct[cut + 1]) / 2 for cut in sorted(cuts)]
-    return np.array([-np.inf, *inner, np.inf])
-
-
 def _flat(data: Any) -> np.ndarray:
     values = np.asarray(data.transpose("chain", "draw", ...), float)
     return values.reshape(-1, *values.shape[2:])
@@ -231,66 +183,3 @@ def _trend(fig: Figure, index: int, x: np.ndarray, z: np.ndarray) -> None:
     """Mean residual in up to eight groups of equal size."""
     groups = np.array_split(np.argsort(x, kind="stable"), min(8, max(1, len(x) // 5)))
     _guide(fig, index, [float(x[g].mean()) for g in groups], [float(z[g].mean()) for g in groups], VERMILLION)
-
-
-def _whole_cohorts(drawn: np.ndarray, time: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Simulated cohorts without a failed patient: percentiles of the others would be a selection."""
-    whole = np.isfinite(drawn).all(axis=1)
-    failed = int((~whole).sum())
-    cohorts = counted(len(drawn), "simulated cohort")
-    notes = [f"{failed} of {cohorts} left out: a patient could not be solved."] if failed else []
-    return drawn[whole], time, notes
-
-
-def _simulated_bands(fig: Figure, edges: np.ndarray, time: np.ndarray, drawn: np.ndarray) -> None:
-    which = np.digitize(time, edges) - 1
-    bins = [b for b in range(len(edges) - 1) if (which == b).any()]
-    x = [float(np.median(time[which == b])) for b in bins]
-    # (bin, percentile, cohort)
-    found = np.stack([np.quantile(drawn[:, which == b], PERCENTILES, axis=1) for b in bins])
-    limits = np.quantile(found, (0.05, 0.5, 0.95), axis=2)
-    for column, share in enumerate(PERCENTILES):
-        colour = VERMILLION if share == 0.5 else BLUE
-        low, middle, high = limits[:, :, column]
-        name = f"simulated {share:.0%} percentile"
-        style = {"legendgroup": name, "hoverinfo": "skip"}
-        go = graph_objects()
-        outline = {"x": [*x, *x[::-1]], "y": [*low, *high[::-1]], "fillcolor": tint(colour, 0.2)}
-        fig.add_trace(go.Scatter(**outline, fill="toself", mode="none", name=name, **style))
-        dashed = line(colour, 1, "dash")
-        fig.add_trace(
-            go.Scatter(x=x, y=middle, mode="lines", line=dashed, name=name, showlegend=False, **style)
-        )
-
-
-def _measured_percentiles(fig: Figure, edges: np.ndarray, data: Observed, exists: np.ndarray) -> None:
-    time, value, censor = data.time[exists], data.value[exists], data.censor[exists]
-    which = np.digitize(time, edges) - 1
-    bins = [b for b in range(len(edges) - 1) if (which == b).any()]
-    x = [float(np.median(time[which == b])) for b in bins]
-    for share in PERCENTILES:
-        y = [_percentile(value[which == b], censor[which == b], share) for b in bins]
-        style = line(INK, 2.2 if share == 0.5 else 1.3)
-        marker = {"size": 5, "color": INK}
-        name = f"measured {share:.0%} percentile"
-        words = f"%{{y:.3g}}<extra>{name}</extra>"
-        more = {"connectgaps": False, "name": name, "hovertemplate": words, "showlegend": share == 0.5}
-        fig.add_trace(
-            graph_objects().Scatter(x=x, y=y, mode="lines+markers", line=style, marker=marker, **more)
-        )
-    points = {"size": 3.5, "color": MUTED, "opacity": 0.55}
-    seen = censor == 0
-    more = {"mode": "markers", "name": "measurements", "hoverinfo": "skip", "marker": points}
-    fig.add_trace(graph_objects().Scatter(x=time[seen], y=value[seen], **more))
-
-
-def _percentile(value: np.ndarray, censor: np.ndarray, share: float) -> float:
-    """The percentile, or NaN where it lies among what is below or above a limit."""
-    place = share * (len(value) - 1)
-    below, above = int((censor < 0).sum()), int((censor > 0).sum())
-    known = (below == 0 or np.floor(place) >= below) and (above == 0 or np.ceil(place) < len(value) - above)
-    ordered = np.sort(np.where(censor < 0, -np.inf, np.where(censor > 0, np.inf, value)))
-    if not known:
-        return float("nan")
-    low, high = ordered[int(np.floor(place))], ordered[int(np.ceil(place))]
-    return float(low + (place - np.floor(place)) * (high - low))
