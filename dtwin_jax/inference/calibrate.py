@@ -20,7 +20,7 @@ from dtwin_jax.inference.diagnostics import CalibrationWarning, faults, uninform
 from dtwin_jax.inference.independent import Independent
 from dtwin_jax.inference.laplace import Laplace
 from dtwin_jax.inference.nuts import Nuts
-from dtwin_jax.inference.population import Population, check_covariates, density_of
+from dtwin_jax.inference.population import Population, check_population, density_of
 from dtwin_jax.inference.predictive import constrained, evaluate, prior_draws, theta_of
 from dtwin_jax.inference.result import Posterior, assemble
 from dtwin_jax.inference.run import Run
@@ -76,7 +76,7 @@ def calibrate(
     predictor = f.predictor if isinstance(f, Population) else f
     check_cohort(predictor, cohort)
     if isinstance(f, Population):
-        check_covariates(f, cohort)
+        check_population(f, cohort)
     _check_precision()
     density, base = density_of(f, priors or {}, tuple(cohort.record.known))
     key_draws, key_posterior = jax.random.split(key)

@@ -224,7 +224,7 @@ def _beliefs(tree: Any) -> dict[str, Prior]:
     found |= {f"omega_{name}": prior for name, prior in scatter.items()}
     for covariate in population["covariates"]:
         if isinstance(covariate["coefficient"], dict):
-            label = f"beta_{covariate['parameter']}_{covariate['name']}"
+            label = covariate["label"]
             found[label] = prior_from_dict(covariate["coefficient"])
     return found
 

@@ -11,6 +11,7 @@ import numpy as np
 from dtwin_jax.core.prior import Prior
 from dtwin_jax.core.quantity import values
 from dtwin_jax.core.record import Record
+from dtwin_jax.inference.covariate import Covariate
 from dtwin_jax.inference.population import Population
 from dtwin_jax.inference.target import Target
 
@@ -48,8 +49,7 @@ class Effects:
     @property
     def coefficients(self) -> tuple[str, ...]:
         """Estimated coefficients of covariates."""
-        each = self.population.covariates
-        return tuple(one.label for one in each if isinstance(one.coefficient, Prior))
+        return tuple(one.label for one, _ in self._estimated())
 
     @property
     def correlated(self) -> bool:
@@ -73,7 +73,10 @@ class Effects:
         first = self.target.unbounded(jnp.stack([jnp.asarray(declared[n], float) for n, _ in self.priors]))
         rows, columns = self._triangle()
         scatter = np.where(rows == columns, np.log(_SCATTER), 0.0)
-        return np.concatenate([first, np.zeros(len(self.coefficients)), scatter])
+        none = [bijector.inv(0.0) for bijector in self._bounds()]
+        # Where none is outside of what a prior allows, its middle is a place to start.
+        coefficients = [float(at) if np.isfinite(at) else 0.0 for at in none]
+        return np.concatenate([first, coefficients, scatter])
 
     def root(self, psi: Any) -> Any:
         """Lower triangular root of the covariance of the random effects, (effect, effect)."""
@@ -86,7 +89,7 @@ class Effects:
         """Unbounded parameters of every patient without random effects, (patient, name)."""
         names = [name for name, _ in self.priors]
         u = jnp.broadcast_to(psi[: len(names)], (record.t0.shape[0], len(names)))
-        given = dict(zip(self.coefficients, psi[len(names) :], strict=False))
+        given = self._moves(psi)
         for one in self.population.covariates:
             shift = one.shift(given.get(one.label, one.coefficient), record.known[one.name])
             u = u.at[:, names.index(one.parameter)].add(shift)
@@ -103,7 +106,7 @@ class Effects:
         count = len(self.priors)
         typical = self.target.bounded(psi[:count])
         found = dict(zip(self.names[:count], typical, strict=True))
-        found |= dict(zip(self.coefficients, psi[count:], strict=False))
+        found |= self._moves(psi)
         root = self.root(psi)
         covariance = root @ root.T
         sd = jnp.sqrt(jnp.diagonal(covariance))
@@ -115,6 +118,27 @@ class Effects:
                 for j, b in enumerate(self.varying[:i])
             }
         return found
+
+    def bijectors(self) -> dict[str, Any]:
+        """Name -> from the vector's scale to the reported one, of typical values and coefficients."""
+        return dict(zip(self.names, [*self.target.bijectors(), *self._bounds()], strict=False))
+
+    def _moves(self, psi: Any) -> dict[str, Any]:
+        """The coefficients of covariates on their own scales."""
+        first = len(self.priors)
+        return {
+            name: bound(psi[first + i])
+            for i, (name, bound) in enumerate(zip(self.coefficients, self._bounds(), strict=True))
+        }
+
+    def _bounds(self) -> list[Any]:
+        import numpyro.distributions as dist
+
+        return [dist.biject_to(prior.distribution().support) for _, prior in self._estimated()]
+
+    def _estimated(self) -> list[tuple[Covariate, Prior]]:
+        each = self.population.covariates
+        return [(one, one.coefficient) for one in each if isinstance(one.coefficient, Prior)]
 
     def _triangle(self) -> tuple[np.ndarray, np.ndarray]:
         count = len(self.varying)

@@ -6,49 +6,16 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dtwin_jax.core.predictor import Predictor
 from dtwin_jax.core.prior import Prior, halfnormal
 from dtwin_jax.core.quantity import check_names, quantities
 from dtwin_jax.core.record import Cohort, Record
+from dtwin_jax.inference.covariate import Covariate, check_covariates
 from dtwin_jax.inference.density import Override, estimated, patient_log_likelihood
 from dtwin_jax.inference.devices import Spread, spread_log_likelihood
 
 DEFAULT_OMEGA = halfnormal(0.5)
-
-
-@dataclass(frozen=True)
-class Covariate:
-    """The effect of a covariate on a parameter, on the parameter's unbounded scale.
-
-    Attributes:
-        parameter: the parameter moved.
-        name: the covariate, found in each patient's `known`.
-        unit: UCUM unit of the covariate.
-        reference: the covariate's value at which the effect is none.
-        coefficient: a prior (estimated) or a number (known).
-        power: True: `coefficient * log(value / reference)`, an allometric power for a positive parameter;
-            False: `coefficient * (value - reference)`.
-    """
-
-    parameter: str
-    name: str
-    unit: str
-    reference: float
-    coefficient: Prior | float
-    power: bool = True
-
-    @property
-    def label(self) -> str:
-        """Name of the coefficient in results."""
-        return f"beta_{self.parameter}_{self.name}"
-
-    def shift(self, coefficient: Any, value: Any) -> Any:
-        """The move of the parameter on its unbounded scale."""
-        if self.power:
-            return coefficient * jnp.log(value / self.reference)
-        return coefficient * (value - self.reference)
 
 
 @dataclass(frozen=True)
@@ -283,22 +250,13 @@ class PatientDensity:
             )
 
 
-def check_covariates(f: Population, cohort: Cohort) -> None:
-    """Refuse covariates that are not known of all patients, or not positive where a power is taken of them.
+def check_population(f: Population, cohort: Cohort) -> None:
+    """Refuse a cohort of which the population needs to know more.
 
     Raises:
         ValueError: names the covariate, and the patient.
     """
-    for covariate in f.covariates:
-        if covariate.name not in cohort.record.known:
-            have = sorted(cohort.record.known)
-            raise ValueError(f"covariate {covariate.name!r} is not known of the patients; known are {have}")
-        value = np.asarray(cohort.record.known[covariate.name])
-        if covariate.power and not np.all(value > 0):
-            patient = cohort.ids[int(np.argmax(value <= 0))]
-            raise ValueError(
-                f"patient {patient!r}: covariate {covariate.name!r} must be positive for a power"
-            )
+    check_covariates(f.covariates, cohort)
 
 
 def best_centring(density: PopulationDensity, values: dict[str, Any]) -> Any:

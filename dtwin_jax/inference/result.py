@@ -3,7 +3,7 @@
 import importlib
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,11 +14,12 @@ import numpy as np
 
 from dtwin_jax.core.files import replacing
 from dtwin_jax.core.predictor import PENALTY
-from dtwin_jax.core.prior import Prior, prior_from_dict
+from dtwin_jax.core.prior import prior_from_dict
 from dtwin_jax.core.quantity import Quantity, quantities, replace_fields, values
 from dtwin_jax.core.record import Cohort, Record, Series
 from dtwin_jax.core.signal import AbstractSignal, Doses, Sampled, Steps
-from dtwin_jax.inference.population import Covariate, Population, density_of
+from dtwin_jax.inference.covariate import covariate_from_dict
+from dtwin_jax.inference.population import Population, density_of
 
 SCHEMA = 1
 # Predictive draws are for pictures and checks: this many a chain are plenty.
@@ -234,28 +235,18 @@ def import_path(f: Any) -> str:
 
 
 def _population_as_dict(f: Population) -> dict[str, Any]:
-    covariates = []
-    for covariate in f.covariates:
-        plain = asdict(covariate)
-        given = covariate.coefficient
-        covariates.append(plain | {"coefficient": given.as_dict() if isinstance(given, Prior) else given})
     return {
         "vary": {name: prior.as_dict() for name, prior in f.vary},
-        "covariates": covariates,
+        "covariates": [covariate.as_dict() for covariate in f.covariates],
         "correlation": f.correlation,
         "centred": f.centred,
     }
 
 
 def _population_from_dict(predictor: Any, data: dict[str, Any]) -> Population:
-    covariates = []
-    for row in data["covariates"]:
-        given = row["coefficient"]
-        covariates.append(
-            Covariate(**(row | {"coefficient": prior_from_dict(given) if isinstance(given, dict) else given}))
-        )
+    covariates = tuple(covariate_from_dict(row) for row in data["covariates"])
     vary = {name: prior_from_dict(prior) for name, prior in data["vary"].items()}
-    return Population(predictor, vary, tuple(covariates), data["correlation"], data["centred"])
+    return Population(predictor, vary, covariates, data["correlation"], data["centred"])
 
 
 def save(tree: Any, path: str | Path) -> Path:

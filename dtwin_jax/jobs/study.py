@@ -8,9 +8,10 @@ import numpy as np
 
 from dtwin_jax.core.predictor import check_cohort
 from dtwin_jax.core.record import Cohort, Record, stack
+from dtwin_jax.inference.covariate import Covariate, linear, power
 from dtwin_jax.inference.laplace import Laplace
 from dtwin_jax.inference.nuts import Nuts
-from dtwin_jax.inference.population import Covariate, Population, density_of
+from dtwin_jax.inference.population import Population, density_of
 from dtwin_jax.jobs.checks import covariate_units
 from dtwin_jax.jobs.document import Fault
 from dtwin_jax.jobs.job import Job
@@ -112,7 +113,7 @@ def population_of(job: Job) -> Any:
             units[row.name],
             row.reference,
             coefficient=row.coefficient,
-            power=row.power,
+            form=power if row.power else linear,
         )
         for row in section.covariates
     )

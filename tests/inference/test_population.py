@@ -1,5 +1,7 @@
 """Random effects, covariates and their priors against densities written out in SciPy."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +12,16 @@ from scipy import stats
 from dtwin_jax.core.prior import halfnormal, lognormal, normal
 from dtwin_jax.inference import nuts
 from dtwin_jax.inference.calibrate import calibrate
+from dtwin_jax.inference.covariate import (
+    Covariate,
+    covariate_from_dict,
+    differing,
+    linear,
+    power,
+    proportional,
+)
 from dtwin_jax.inference.density import standard_promotion
-from dtwin_jax.inference.population import Covariate, Population, best_centring, density_of
+from dtwin_jax.inference.population import Population, best_centring, density_of
 from dtwin_jax.inference.predictive import constrained, prior_draws
 from dtwin_jax.inference.start import potential_energy
 
@@ -130,11 +140,24 @@ def test_prior_draws_of_patients_scatter_by_omega_with_the_correlation(drawn):
 WEIGHT = np.array([50.0, 70.0, 90.0])
 
 
+def saturating(coefficient, value, reference):
+    return coefficient * value / (value + reference)
+
+
 @pytest.mark.parametrize(
-    ("given", "power"), [(0.75, True), (normal(0.5, 0.3), True), (0.02, False), (normal(0.0, 0.1), False)]
+    ("given", "form", "factor"),
+    [
+        (0.75, power, lambda b: (WEIGHT / 70.0) ** b),
+        (normal(0.5, 0.3), power, lambda b: (WEIGHT / 70.0) ** b),
+        (0.02, linear, lambda b: np.exp(b * (WEIGHT - 70.0))),
+        (normal(0.0, 0.1), linear, lambda b: np.exp(b * (WEIGHT - 70.0))),
+        (0.02, proportional, lambda b: 1.0 + b * (WEIGHT - 70.0)),
+        (0.5, differing, lambda b: np.array([np.exp(b), 1.0, np.exp(b)])),
+        (normal(0.0, 1.0), saturating, lambda b: np.exp(b * WEIGHT / (WEIGHT + 70.0))),
+    ],
 )
-def test_covariate_moves_a_parameter_by_its_formula(given, power):
-    covariate = Covariate("slope", "weight", "kg", 70.0, given, power=power)
+def test_covariate_moves_a_parameter_by_its_formula(given, form, factor):
+    covariate = Covariate("slope", "weight", "kg", 70.0, given, form)
     density, base = density_of(Population(line, OMEGA, (covariate,)), {}, ())
     coefficient = given if isinstance(given, float) else 0.31
     z = shared_part() | {"random effects": np.zeros((3, 2))}
@@ -143,17 +166,14 @@ def test_covariate_moves_a_parameter_by_its_formula(given, power):
     z = {name: jnp.asarray(value)[None, None] for name, value in z.items()}
     # Scaled effects that are 0: every patient is the typical one of that weight.
     found = constrained(density, base, RECORD, z, jnp.zeros(2))
-    typical = (
-        SLOPE * (WEIGHT / 70.0) ** coefficient if power else SLOPE * np.exp(coefficient * (WEIGHT - 70.0))
-    )
-    np.testing.assert_allclose(found["slope"][0, 0], typical, rtol=1e-12)
+    np.testing.assert_allclose(found["slope"][0, 0], SLOPE * factor(coefficient), rtol=1e-12)
     np.testing.assert_allclose(found["level"][0, 0], LEVEL, rtol=1e-12)
     assert ("beta_slope_weight" in found) == (not isinstance(given, float))
 
 
 def test_covariates_of_one_parameter_add_up():
     first = Covariate("slope", "weight", "kg", 70.0, 0.75)
-    second = Covariate("slope", "age", "a", 40.0, -0.01, power=False)
+    second = Covariate("slope", "age", "a", 40.0, -0.01, linear)
     density, base = density_of(Population(line, ["slope"], (first, second)), {}, ())
     age = np.array([20.0, 40.0, 65.0])
     record = jax.tree.map(jnp.asarray, cohort(VALUES, weight=WEIGHT, age=age).record)
@@ -199,6 +219,24 @@ def test_patient_whose_covariate_is_not_positive_is_named():
     wrong = cohort(VALUES, weight=np.array([50.0, 0.0, 90.0]))
     with pytest.raises(ValueError, match="patient 'p1': covariate 'weight' must be positive"):
         calibrate(Population(line, ["slope"], (covariate,)), wrong, key=jax.random.key(0))
+
+
+@pytest.mark.parametrize("form", [power, saturating])
+def test_covariate_is_told_as_plain_data_and_back(form):
+    covariate = Covariate("slope", "weight", "kg", 70.0, normal(0.5, 0.3), form)
+    assert covariate_from_dict(json.loads(json.dumps(covariate.as_dict()))) == covariate
+
+
+def test_form_that_no_module_has_is_named_when_it_is_read_back():
+    covariate = Covariate("slope", "weight", "kg", 70.0, 0.5, lambda b, x, reference: b * x)
+    with pytest.raises(ValueError, match="covariate .weight.: cannot import its form .test_population:.*lambda"):
+        covariate_from_dict(covariate.as_dict())
+
+
+def test_patient_of_whom_a_known_effect_is_no_number_is_named():
+    covariate = Covariate("slope", "weight", "kg", 70.0, -0.05, proportional)
+    with pytest.raises(ValueError, match="patient 'p2': the effect of 'weight' is no number"):
+        calibrate(Population(line, ["slope"], (covariate,)), COHORT, key=jax.random.key(0))
 
 
 def test_centring_is_the_share_of_variance_that_the_data_resolve():

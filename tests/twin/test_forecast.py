@@ -11,7 +11,8 @@ from scipy import stats
 from dtwin_jax.core.prior import lognormal, normal
 from dtwin_jax.core.record import Record, Series, scenario, stack
 from dtwin_jax.core.signal import Doses
-from dtwin_jax.inference.population import Covariate, Population
+from dtwin_jax.inference.covariate import Covariate, linear
+from dtwin_jax.inference.population import Population
 from dtwin_jax.inference.result import ResultError, save
 from dtwin_jax.models import linear_health, one_compartment
 from dtwin_jax.models.linear_health import Inputs as HealthInputs
@@ -168,7 +169,7 @@ def test_new_patients_of_correlated_effects_keep_the_correlation():
 
 def test_new_patients_are_moved_by_their_covariates():
     cohort = stack({"light": seen([1.0], weight=50.0), "heavy": seen([1.0], weight=90.0)})
-    effect = Covariate("H0", "weight", "kg", 70.0, normal(0.0, 0.1), power=False)
+    effect = Covariate("H0", "weight", "kg", 70.0, normal(0.0, 0.1), linear)
     population = Population(linear_health, ["H0"], (effect,))
     shared = {"H0_pop": 1.0, "omega_H0": 0.1, "gamma": 0.0, "beta_H0_weight": 0.02}
     tree = population_result(population, cohort, shared)

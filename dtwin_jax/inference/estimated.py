@@ -1,0 +1,86 @@
+"""What an estimation of a population returns."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dtwin_jax.inference.gauss_newton import inverse_of_peak
+from dtwin_jax.inference.marginal import Approximation
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Maximum likelihood estimates of a population.
+
+    Attributes:
+        ids: of the patients.
+        names: of the estimated numbers, in the order of `vector` and the covariances.
+        vector: the numbers, unbounded: typical values by the support of the prior (logs of positive ones),
+            coefficients, logs of the standard deviations between patients (a root of the covariance where
+            effects are correlated).
+        estimate: name -> value as it is reported.
+        standard_error: name -> (of the number in `vector`), from the curvature.
+        objective: -2 log likelihood without n log(2 pi): NONMEM's convention, for normal measurements.
+        minus_two_log_likelihood: with all constants.
+        by: how it was approximated.
+        nodes: of quadrature, in each direction; 0 otherwise.
+        slopes: of the values in `estimate` by the numbers in `vector`.
+        eta: (patient, effect) the most probable random effects.
+        individual: (patient,) shares of `minus_two_log_likelihood`.
+        curvature: half the second derivative of -2 log likelihood, NONMEM's R.
+        cross_product: sum of the products of each patient's slopes, NONMEM's S.
+        shrinkage: name of a varying parameter -> 1 - sd of the effects (over all, not one less) / their
+            standard deviation.
+        failed: patients whose peak was not found.
+        converged: the optimiser's gradient is near nothing.
+        message: what the optimiser said.
+    """
+
+    ids: tuple[str, ...]
+    names: tuple[str, ...]
+    vector: np.ndarray
+    estimate: dict[str, float]
+    standard_error: dict[str, float]
+    objective: float
+    minus_two_log_likelihood: float
+    by: Approximation
+    nodes: int
+    slopes: np.ndarray
+    eta: np.ndarray
+    individual: np.ndarray
+    curvature: np.ndarray
+    cross_product: np.ndarray
+    shrinkage: dict[str, float]
+    failed: tuple[str, ...]
+    converged: bool
+    message: str
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """Of the numbers in `vector`: the inverse of the curvature, NaN where that is no peak's."""
+        return inverse_of_peak(self.curvature)
+
+    def errors(self, covariance: np.ndarray | None = None) -> dict[str, float]:
+        """Standard errors of all in `estimate`, on the scales there.
+
+        Args:
+            covariance: of the numbers in `vector`: `covariance` by default, or `sandwich`, which NONMEM
+                prints unless told otherwise.
+        """
+        given = self.covariance if covariance is None else covariance
+        error = np.sqrt(np.einsum("ij,jk,ik->i", self.slopes, given, self.slopes))
+        return dict(zip(self.estimate, error.tolist(), strict=True))
+
+    @property
+    def sandwich(self) -> np.ndarray:
+        """The covariance that holds where the model does not: R^-1 S R^-1."""
+        return self.covariance @ self.cross_product @ self.covariance
+
+    @property
+    def condition_number(self) -> float:
+        """Largest over smallest eigenvalue of the estimates' correlations."""
+        sd = np.sqrt(np.diag(self.covariance))
+        if not np.all(np.isfinite(sd)):
+            return float("nan")
+        value = np.linalg.eigvalsh(self.covariance / np.outer(sd, sd))
+        return float(value.max() / value.min())

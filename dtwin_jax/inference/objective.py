@@ -1,0 +1,114 @@
+"""A population's likelihood as a function of its numbers, and the peaks of the effects along the way."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dtwin_jax.core.record import SEEN, Record
+from dtwin_jax.inference.density import standard_promotion
+from dtwin_jax.inference.gauss_newton import climbed
+from dtwin_jax.inference.marginal import Marginal
+from dtwin_jax.inference.posteriors import measured
+
+# What the last step towards a patient's peak may still promise, in nats.
+_CLOSE = 1e-12
+_STEPS = 100
+# Moves of the estimated numbers, over which slopes are compared for a curvature.
+_MOVE = 1e-3
+# No standard deviation of effects is smaller, or larger than its inverse.
+_LEAST = 1e-6
+
+
+class Objective:
+    """An objective with what is kept between two looks at it: the peaks of the effects."""
+
+    def __init__(self, marginal: Marginal, base: Any, record: Record):
+        self.marginal, self.base, self.record = marginal, base, record
+        self.eta = np.zeros((record.t0.shape[0], len(marginal.effects.varying)))
+        self.arrived = np.ones(len(self.eta), bool)
+        self.psi = np.zeros(0)
+
+    def check(self) -> None:
+        """Refuse errors that the approximation cannot take."""
+        marginal = self.marginal
+        if marginal.by in ("laplace", "quadrature"):
+            return
+        psi = np.zeros(len(marginal.effects.names))
+        rows = jax.eval_shape(functools.partial(_channels, marginal), self.base, self.record, psi)
+        for name, found in rows.items():
+            censored = np.any(np.asarray(self.record.observations[name].censor) != SEEN)
+            if "mean" not in found or (censored and marginal.by in ("fo", "foce")):
+                what = "measurements beyond a limit" if "mean" in found else "no normal errors"
+                raise ValueError(f"channel {name!r} has {what}, which {marginal.by} cannot take: use laplace")
+
+    def value(self, psi: np.ndarray) -> tuple[float, np.ndarray]:
+        """-2 log likelihood and its slope; infinite where it is no number."""
+        each, slopes = self.each(psi)
+        total = float(np.sum(each))
+        if not np.isfinite(total) or not np.all(np.isfinite(slopes)):
+            return np.inf, np.zeros(len(psi))
+        return total, slopes.sum(axis=0)
+
+    def each(self, psi: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """-2 log likelihood of every patient (patient,), and its slopes (patient, number)."""
+        scatter = np.diag(np.asarray(self.marginal.effects.root(jnp.asarray(psi))))
+        if not np.all(np.isfinite(psi)) or scatter.min() < _LEAST or scatter.max() > 1.0 / _LEAST:
+            return np.full(len(self.eta), np.nan), np.full((len(self.eta), len(psi)), np.nan)
+        if self.marginal.by != "fo":
+            self.find(psi)
+        found = _each(self.marginal, self.base, self.record, psi, self.eta)
+        return np.asarray(found[0]), np.asarray(found[1])
+
+    def find(self, psi: np.ndarray) -> None:
+        """The peaks of the effects at `psi`, from where they were before."""
+        self.psi = psi
+        places = climbed(self, np.arange(len(self.eta)), self.eta, close=_CLOSE, max_steps=_STEPS)
+        good = np.all(np.isfinite(places.u), axis=1)
+        self.eta, self.arrived = np.where(good[:, None], places.u, 0.0), places.arrived & good
+
+    def slopes(self, owner: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, ...]:
+        """As of `Posteriors`: of all patients together, of whom the others stay where they are."""
+        whole = self.eta.copy()
+        whole[owner] = u
+        found = _joint(self.marginal, self.base, self.record, self.psi, whole)
+        value, slope, curvature, explained = (np.array(part)[owner] for part in found)
+        lost = ~np.isfinite(value) | ~np.all(np.isfinite(curvature), axis=(1, 2))
+        value[lost], slope[lost], curvature[lost], explained[lost] = -np.inf, 0.0, np.eye(u.shape[1]), False
+        return value, slope, curvature, explained
+
+    def scales(self) -> np.ndarray:
+        """Standard deviations of the effects."""
+        root = np.asarray(self.marginal.effects.root(jnp.asarray(self.psi)))
+        return np.sqrt(np.diag(root @ root.T))
+
+    def curvature(self, psi: np.ndarray) -> np.ndarray:
+        """Half the second derivative of -2 log likelihood, by differences of slopes."""
+        rows = []
+        for way in _MOVE * np.eye(len(psi)):
+            above, below = (self.each(psi + sign * way)[1].sum(axis=0) for sign in (1.0, -1.0))
+            rows.append((above - below) / (4.0 * _MOVE))
+        found = np.stack(rows)
+        return (found + found.T) / 2.0
+
+
+@functools.partial(jax.jit, static_argnames=("marginal",))
+@standard_promotion
+def _joint(marginal: Marginal, base: Any, record: Record, psi: Any, eta: Any) -> tuple:
+    return marginal.joint(base, record, psi, eta)
+
+
+@functools.partial(jax.jit, static_argnames=("marginal",))
+@standard_promotion
+def _each(marginal: Marginal, base: Any, record: Record, psi: Any, eta: Any) -> tuple[Any, Any]:
+    value = lambda psi: marginal.minus_two(base, record, psi, eta)  # noqa: E731
+    along = lambda way: jax.jvp(value, (psi,), (way,))  # noqa: E731
+    each, slopes = jax.vmap(along, out_axes=(None, 0))(jnp.eye(len(psi)))
+    return each, slopes.T
+
+
+@standard_promotion
+def _channels(marginal: Marginal, base: Any, record: Record, psi: Any) -> dict:
+    return measured(marginal.effects.target, base, record, marginal.effects.centres(psi, record))
