@@ -4,22 +4,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dtwin_jax.plot.cloud import against_normal, agreement, standard
 from dtwin_jax.plot.patients import patient_ids
 from dtwin_jax.plot.theme import (
-    BLUE,
-    MUTED,
-    VERMILLION,
     Figure,
-    axes,
     counted,
     escape,
-    graph_objects,
     group,
     label,
-    line,
-    panel,
     panels,
-    tint,
     variable,
 )
 
@@ -97,8 +90,6 @@ def quantile_residuals(result: Any, channel: str) -> Residuals:
 
 def residuals(result: Any, channel: str) -> Figure:
     """Observed against predicted; quantile residuals against time, prediction and a normal's quantiles."""
-    from scipy.special import ndtri
-
     found = quantile_residuals(result, channel)
     unit = observed(result, channel).unit
     names = [
@@ -108,22 +99,12 @@ def residuals(result: Any, channel: str) -> Figure:
         "residuals and a normal",
     ]
     fig = panels(f"Residuals · {escape(channel)}", names, columns=2, height=220, notes=found.notes)
-    order = np.argsort(found.z)
-    normal = ndtri((np.arange(len(order)) + 0.5) / max(1, len(order)))
     time = label("time", str(result.attrs.get("time_unit", "")))
     predicted = label("predicted", unit)
-    _cloud(fig, 0, found.predicted, found.observed, found.patient, (predicted, label("observed", unit)))
-    _cloud(fig, 1, found.time, found.z, found.patient, (time, "residual"))
-    _cloud(fig, 2, found.predicted, found.z, found.patient, (predicted, "residual"))
-    _cloud(fig, 3, normal, found.z[order], [found.patient[i] for i in order], ("normal quantile", "residual"))
-    if len(found.z):
-        low = min(found.predicted.min(), found.observed.min())
-        high = max(found.predicted.max(), found.observed.max())
-        _guide(fig, 0, [low, high], [low, high])
-        _guide(fig, 3, [normal.min(), normal.max()], [normal.min(), normal.max()])
-        for index in (1, 2):
-            _normal_range(fig, index, max(3.0, 1.1 * float(np.abs(found.z).max())))
-            _trend(fig, index, (found.time, found.predicted)[index - 1], found.z)
+    agreement(fig, 0, found.predicted, found.observed, found.patient, (predicted, label("observed", unit)))
+    standard(fig, 1, found.time, found.z, found.patient, (time, "residual"))
+    standard(fig, 2, found.predicted, found.z, found.patient, (predicted, "residual"))
+    against_normal(fig, 3, found.z, found.patient, "residual")
     return fig
 
 
@@ -139,47 +120,3 @@ def _left_out(censored: int, failed: np.ndarray, ids: list[str]) -> list[str]:
         listed = ", ".join(who[:5]) + (f" and {len(who) - 5} more" if len(who) > 5 else "")
         notes.append(f"{counted(int(failed.sum()), 'measurement')} left out, draws failed: {listed}.")
     return notes
-
-
-def _cloud(
-    fig: Figure, index: int, x: np.ndarray, y: np.ndarray, patient: list[str], titles: tuple[str, str]
-) -> None:
-    across, up = axes(index)
-    fig.add_trace(
-        graph_objects().Scatter(
-            x=x,
-            y=y,
-            mode="markers",
-            marker={"size": 5, "color": BLUE, "opacity": 0.6},
-            text=[escape(who) for who in patient],
-            hovertemplate="%{text}: %{x:.3g}, %{y:.3g}<extra></extra>",
-            xaxis=across,
-            yaxis=up,
-        )
-    )
-    panel(
-        fig,
-        index,
-        x={"title": {"text": titles[0]}, "nticks": 6},
-        y={"title": {"text": titles[1]}, "nticks": 6},
-    )
-
-
-def _guide(fig: Figure, index: int, x: list[float], y: list[float], colour: str = MUTED) -> None:
-    across, up = axes(index)
-    style = {"mode": "lines", "line": line(colour, 1.5), "hoverinfo": "skip"}
-    fig.add_trace(graph_objects().Scatter(x=x, y=y, xaxis=across, yaxis=up, **style))
-
-
-def _normal_range(fig: Figure, index: int, reach: float) -> None:
-    across, up = axes(index)
-    panel(fig, index, y={"range": [-reach, reach]})
-    where = {"xref": f"{across} domain", "yref": up, "x0": 0, "x1": 1, "layer": "below"}
-    fig.add_shape(type="rect", y0=-1.96, y1=1.96, line={"width": 0}, fillcolor=tint(MUTED, 0.13), **where)
-    fig.add_shape(type="line", y0=0, y1=0, line=line(MUTED, 1), **where)
-
-
-def _trend(fig: Figure, index: int, x: np.ndarray, z: np.ndarray) -> None:
-    """Mean residual in up to eight groups of equal size."""
-    groups = np.array_split(np.argsort(x, kind="stable"), min(8, max(1, len(x) // 5)))
-    _guide(fig, index, [float(x[g].mean()) for g in groups], [float(z[g].mean()) for g in groups], VERMILLION)
