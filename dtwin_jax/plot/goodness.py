@@ -66,7 +66,10 @@ def goodness_of_fit(tree: Any, channel: str) -> Figure:
     ):
         if kind in part:
             name = _NAMES[kind]
-            pictures.append((f"{name} over time", data.time, part[kind], (time, name), standard))
+            shrunk = residuals[f"{channel}_{kind}"].attrs.get("shrinkage")
+            said = "" if shrunk is None else f" · shrinkage {shrunk:.0%}".replace("-", "−")
+            head = f"{name} over time{said}"
+            pictures.append((head, data.time, part[kind], (time, name), standard))
             pictures.append((f"{name} over predictions", part[over], part[kind], (title, name), standard))
     normal = [kind for kind in ("cwres", "npde") if kind in part]
     heads = [head for head, *_ in pictures] + [f"{_NAMES[kind]} and a normal" for kind in normal]

@@ -6,19 +6,18 @@ Everything is predicted by the model's own `predict`, of all patients and all si
 import functools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dtwin_jax.core.predictor import differentiated
 from dtwin_jax.core.quantity import quantities
 from dtwin_jax.core.record import SEEN, Cohort, Record, Series
-from dtwin_jax.inference.density import Override, estimated, standard_promotion
+from dtwin_jax.inference.density import Override, standard_promotion
 from dtwin_jax.inference.effects import Effects
-from dtwin_jax.inference.estimate import Estimate
+from dtwin_jax.inference.estimated import Estimate
 from dtwin_jax.inference.population import PatientDensity, Population
 from dtwin_jax.inference.posteriors import measured
 from dtwin_jax.inference.predictive import evaluate
@@ -29,6 +28,7 @@ from dtwin_jax.inference.residuals import (
     prediction_errors,
 )
 from dtwin_jax.inference.result import constant_data, observed_data
+from dtwin_jax.twin.fitted import Fitted, fit_of
 from dtwin_jax.twin.forecast import even_until_last
 
 # Rows of what is predicted before the simulated ones.
@@ -64,17 +64,17 @@ def diagnose(
     Returns:
         An `xarray.DataTree` with groups `observed_data` and `constant_data` as of `calibrate`; `residuals`:
         `<channel>_population` and `<channel>_individual`, predictions without and with the patient's random
-        effects, `<channel>_iwres`, `_cwres`, `_npde` and `_npd` (NPDE without decorrelation), each (patient,
-        <channel>_point), NaN where nothing was measured; `effects`: `eta` (patient, effect) and `shrinkage`;
-        `estimates`; `predictions`: simulated measurements of new patients with the same designs, as of
-        `forecast_new`; `courses`: the two predictions at even times.
+        effects, `<channel>_iwres` (its attribute `shrinkage` is 1 - sd), `_cwres`, `_npde` and `_npd` (NPDE
+        without decorrelation), each (patient, <channel>_point), NaN where nothing was measured; `effects`:
+        `eta` (patient, effect) and `shrinkage`; `estimates`; `predictions`: simulated measurements of new
+        patients with the same designs, as of `forecast_new`; `courses`: the two predictions at even times.
 
     Raises:
         ValueError: an estimate of another population, other data or other priors; too few samples.
 
     Source: `inference.residuals`.
     """
-    fitted = _fitted(population, cohort, found, priors or {})
+    fitted = fit_of(population, cohort, found, priors or {})
     expected, drawn = _predicted(fitted, cohort.record, key, samples)
     moments = _moments(fitted)
     failed = _failed(fitted, moments, expected)
@@ -85,62 +85,7 @@ def diagnose(
     return tree
 
 
-@dataclass(frozen=True, eq=False)
-class _Fitted:
-    """A population at its estimates, and the patients they are of."""
-
-    effects: Effects
-    base: Any
-    cohort: Cohort
-    found: Estimate
-
-    @property
-    def predictor(self) -> Any:
-        return self.effects.population.predictor
-
-    @property
-    def psi(self) -> Any:
-        return jnp.asarray(self.found.vector)
-
-    @property
-    def omega(self) -> np.ndarray:
-        """The covariance of the random effects."""
-        root = np.asarray(self.effects.root(self.psi))
-        return root @ root.T
-
-    @property
-    def lost(self) -> np.ndarray:
-        """(patient,) whose random effects were not found."""
-        return np.isin(self.cohort.ids, self.found.failed)
-
-    def theta(self, record: Record, eta: Any) -> np.ndarray:
-        """Parameters (row, patient, name) of random effects (row, patient, effect)."""
-        return np.asarray(_bounded(self.effects, jax.tree.map(jnp.asarray, record), self.psi, eta))
-
-
-def _fitted(
-    population: Population, cohort: Cohort, found: Estimate, priors: Mapping[str, Override]
-) -> _Fitted:
-    base, free = estimated(population.predictor, priors, tuple(cohort.record.known))
-    predictor = differentiated(population.predictor, "forward")
-    prepared = replace(population, predictor=predictor, vary=dict(population.vary))
-    effects = Effects(prepared, tuple(free.items()))
-    if effects.names != found.names:
-        said = f"the estimate has {', '.join(found.names)}, the population {', '.join(effects.names)}"
-        raise ValueError(f"{said}: give the population and the priors that were estimated")
-    if cohort.ids != found.ids:
-        raise ValueError("the estimate is of other patients than the cohort has")
-    return _Fitted(effects, base, cohort, found)
-
-
-@functools.partial(jax.jit, static_argnames=("effects",))
-@standard_promotion
-def _bounded(effects: Effects, record: Record, psi: Any, eta: Any) -> Any:
-    u = effects.centres(psi, record) + effects.spread(eta)
-    return jax.vmap(jax.vmap(effects.target.bounded))(u)
-
-
-def _predicted(fitted: _Fitted, record: Record, key: Any, samples: int) -> tuple[dict, dict]:
+def _predicted(fitted: Fitted, record: Record, key: Any, samples: int) -> tuple[dict, dict]:
     """Expectations of the population and the individuals, and draws of new patients.
 
     Returns:
@@ -158,14 +103,14 @@ def _predicted(fitted: _Fitted, record: Record, key: Any, samples: int) -> tuple
     )
 
 
-def _new_effects(fitted: _Fitted, key: Any, samples: int) -> np.ndarray:
+def _new_effects(fitted: Fitted, key: Any, samples: int) -> np.ndarray:
     """Random effects of new patients (sample, patient, effect)."""
     root, count = fitted.effects.root(fitted.psi), fitted.found.eta.shape[1]
     each = jax.vmap(lambda n: jax.random.normal(jax.random.fold_in(key, n), (samples, count)))
     return np.asarray(jnp.swapaxes(each(fitted.cohort.numbers), 0, 1) @ root.T)
 
 
-def _moments(fitted: _Fitted) -> dict[str, Moments]:
+def _moments(fitted: Fitted) -> dict[str, Moments]:
     """Of the channels with normal errors, at the patients' random effects."""
     record = jax.tree.map(jnp.asarray, fitted.cohort.record)
     value, slope = _sloped(fitted.effects, fitted.base, record, fitted.psi, jnp.asarray(fitted.found.eta))
@@ -195,7 +140,7 @@ def _seen(series: Series) -> np.ndarray:
     return np.asarray(series.mask) & (np.asarray(series.censor) == SEEN)
 
 
-def _failed(fitted: _Fitted, moments: dict[str, Moments], expected: dict[str, np.ndarray]) -> np.ndarray:
+def _failed(fitted: Fitted, moments: dict[str, Moments], expected: dict[str, np.ndarray]) -> np.ndarray:
     """(patient,) who was not fitted, or cannot be predicted where something was measured."""
     lost = fitted.lost
     for name, series in fitted.cohort.record.observations.items():
@@ -205,7 +150,7 @@ def _failed(fitted: _Fitted, moments: dict[str, Moments], expected: dict[str, np
 
 
 def _residuals(
-    fitted: _Fitted, moments: dict[str, Moments], expected: dict, drawn: dict, failed: np.ndarray
+    fitted: Fitted, moments: dict[str, Moments], expected: dict, drawn: dict, failed: np.ndarray
 ) -> Any:
     """The dataset of predictions and residuals."""
     found: dict[str, dict[str, np.ndarray]] = {}
@@ -242,18 +187,22 @@ def _joined(parts: list[Moments]) -> Moments:
     return Moments(**across)
 
 
-def _dataset(fitted: _Fitted, found: dict[str, dict[str, np.ndarray]]) -> Any:
+def _dataset(fitted: Fitted, found: dict[str, dict[str, np.ndarray]]) -> Any:
     import xarray as xr
 
     variables: dict[str, Any] = {}
     for name, kinds in found.items():
         for kind, array in kinds.items():
-            unit = _unit(fitted, name) if kind in ("population", "individual") else {"units": "1"}
-            variables[f"{name}_{kind}"] = (("patient", f"{name}_point"), array, unit)
+            note: dict[str, Any] = {"units": "1"}
+            if kind in ("population", "individual"):
+                note = _unit(fitted, name)
+            if kind == "iwres" and np.isfinite(array).any():
+                note["shrinkage"] = 1.0 - float(np.nanstd(array))
+            variables[f"{name}_{kind}"] = (("patient", f"{name}_point"), array, note)
     return xr.Dataset(variables, {"patient": list(fitted.cohort.ids)})
 
 
-def _predictions(fitted: _Fitted, drawn: dict[str, np.ndarray]) -> Any:
+def _predictions(fitted: Fitted, drawn: dict[str, np.ndarray]) -> Any:
     import xarray as xr
 
     variables: dict[str, Any] = {}
@@ -266,7 +215,7 @@ def _predictions(fitted: _Fitted, drawn: dict[str, np.ndarray]) -> Any:
     return xr.Dataset(variables, {"patient": list(fitted.cohort.ids), "sample": np.arange(count)})
 
 
-def _courses(fitted: _Fitted, failed: np.ndarray, points: int) -> Any:
+def _courses(fitted: Fitted, failed: np.ndarray, points: int) -> Any:
     """Both predictions at even times, NaN for who failed."""
     import xarray as xr
 
@@ -283,7 +232,7 @@ def _courses(fitted: _Fitted, failed: np.ndarray, points: int) -> Any:
     return xr.Dataset(variables, {"patient": list(fitted.cohort.ids)})
 
 
-def _tree(fitted: _Fitted, failed: np.ndarray) -> Any:
+def _tree(fitted: Fitted, failed: np.ndarray) -> Any:
     """The data, the random effects and the estimates."""
     import xarray as xr
 
@@ -297,15 +246,14 @@ def _tree(fitted: _Fitted, failed: np.ndarray) -> Any:
         {"patient": ids, "effect": names},
     )
     effects["omega"] = (("effect", "effect_bis"), fitted.omega)
-    told = list(found.estimate)
+    told, errors = list(found.estimate), found.errors()
     declared = quantities(fitted.predictor.params())
-    units = [getattr(declared.get(name.removesuffix("_pop")), "unit", "1") for name in told]
-    estimates = xr.Dataset(
-        {"value": ("number", np.asarray(list(found.estimate.values()))), "unit": ("number", units)},
-        {"number": told},
-    )
-    error = [found.standard_error.get(name, np.nan) for name in told]
-    estimates["standard_error"] = ("number", np.asarray(error, float), {"doc": "on the unbounded scale"})
+    numbers = {
+        "value": list(found.estimate.values()),
+        "standard_error": [errors[name] for name in told],
+        "unit": [getattr(declared.get(name.removesuffix("_pop")), "unit", "1") for name in told],
+    }
+    estimates = xr.Dataset({name: ("number", each) for name, each in numbers.items()}, {"number": told})
     groups = {
         "observed_data": observed_data(fitted.cohort.record, ids, outputs),
         "constant_data": constant_data(fitted.cohort.record, ids),
@@ -333,6 +281,6 @@ def _as_tree(data: Any) -> Any:
     return xr.DataTree(data)
 
 
-def _unit(fitted: _Fitted, channel: str) -> dict[str, str]:
+def _unit(fitted: Fitted, channel: str) -> dict[str, str]:
     outputs = fitted.predictor.schema().outputs if hasattr(fitted.predictor, "schema") else {}
     return {"units": outputs[channel].unit} if channel in outputs else {}
