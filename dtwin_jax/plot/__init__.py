@@ -4,6 +4,7 @@ from dtwin_jax.plot.checks import residuals
 from dtwin_jax.plot.convergence import convergence
 from dtwin_jax.plot.design import Course, courses, profile_panels
 from dtwin_jax.plot.goodness import effects, effects_by_fact, goodness_of_fit, individual_fits
+from dtwin_jax.plot.influence import influence
 from dtwin_jax.plot.patients import patient_fit
 from dtwin_jax.plot.posterior import pairs, posterior, summarise, variability
 from dtwin_jax.plot.vpc import predictive_check
@@ -16,6 +17,7 @@ __all__ = [
     "effects_by_fact",
     "goodness_of_fit",
     "individual_fits",
+    "influence",
     "pairs",
     "patient_fit",
     "posterior",
