@@ -7,6 +7,7 @@ from dtwin_jax.plot.goodness import effects, effects_by_fact, goodness_of_fit, i
 from dtwin_jax.plot.influence import influence
 from dtwin_jax.plot.patients import patient_fit
 from dtwin_jax.plot.posterior import pairs, posterior, summarise, variability
+from dtwin_jax.plot.ranks import ranks
 from dtwin_jax.plot.vpc import predictive_check
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "posterior",
     "predictive_check",
     "profile_panels",
+    "ranks",
     "residuals",
     "summarise",
     "variability",
