@@ -64,5 +64,15 @@ def build(patients=8, samples=200, seed=0):
             {"patient": ids, "effect": list(OMEGA)},
         ),
     }
-    root = xr.Dataset(attrs={"kind": "estimate", "time_unit": "h", "failed": json.dumps([LOST])})
+    groups["estimates"] = xr.Dataset(
+        {
+            "value": ("number", [3.0, 0.5, 0.5]),
+            "standard_error": ("number", [0.12, np.nan, 0.1]),
+            "unit": ("number", ["mg/L", "mg/L/h", "1"]),
+        },
+        {"number": ["level_pop", "slope_pop", "omega_level"]},
+    )
+    said = {"name": "straight_line", "by": "focei", "objective": 12.3456, "minus_two_log_likelihood": 69.4}
+    said |= {"kind": "estimate", "time_unit": "h", "failed": json.dumps([LOST])}
+    root = xr.Dataset(attrs=said | {"converged": 0, "message": "max_steps reached"})
     return xr.DataTree.from_dict({"/": root, **groups})
