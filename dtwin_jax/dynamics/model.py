@@ -13,6 +13,7 @@ from dtwin_jax.core.quantity import quantities, replace_fields
 from dtwin_jax.core.record import Record
 from dtwin_jax.dynamics.ensemble import lanes_of, simulate_cohort
 from dtwin_jax.dynamics.filtering.kalman import ExtendedKalman
+from dtwin_jax.dynamics.occasions import by_occasion
 from dtwin_jax.dynamics.simulate import solve
 from dtwin_jax.dynamics.solver import Solver
 from dtwin_jax.dynamics.vector import packing
@@ -101,6 +102,10 @@ class Model:
     def schema(self) -> Schema:
         """Names, units and ranges of inputs, outputs and parameters."""
         return _schema(self)
+
+    def by_occasion(self, names: tuple[str, ...], count: int) -> "Model":
+        """The model with parameters that change from one occasion of a patient to the next."""
+        return by_occasion(self, names, count)
 
     def differentiated(self, mode: Mode) -> "Model":
         """The model prepared for forward- or reverse-mode derivatives."""

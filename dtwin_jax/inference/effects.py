@@ -25,7 +25,9 @@ class Effects:
 
     First the typical value of each estimated parameter, then coefficients of covariates, then the lower
     triangle of the root of the random effects' covariance with the logs of its diagonal: of a population
-    without `correlation` the diagonal alone.
+    without `correlation` the diagonal alone. Last the logs of the standard deviations between occasions.
+
+    Random effects are those between patients, then those of each occasion.
 
     Attributes:
         population: what varies.
@@ -38,13 +40,30 @@ class Effects:
 
     @property
     def target(self) -> Target:
-        """The density of one patient."""
-        return Target(self.population.predictor, self.priors)
+        """The density of one patient: by typical parameters, then those in each occasion."""
+        prior = dict(self.priors)
+        changing = tuple((each, prior[name]) for each, name in self.population.changing)
+        return Target(self.population.solved, self.priors + changing)
+
+    @property
+    def typical(self) -> Target:
+        """The same by typical parameters only."""
+        return Target(self.population.solved, self.priors)
 
     @property
     def varying(self) -> tuple[str, ...]:
-        """Parameters with random effects, in the order of these."""
+        """Parameters that vary between patients."""
         return self.population.varying
+
+    @property
+    def between(self) -> tuple[str, ...]:
+        """Parameters that vary between occasions."""
+        return () if self.population.occasions is None else self.population.occasions.names
+
+    @property
+    def effects(self) -> tuple[str, ...]:
+        """Of each random effect, the parameter that it moves."""
+        return self.varying + tuple(each for each, _ in self.population.changing)
 
     @property
     def coefficients(self) -> tuple[str, ...]:
@@ -65,25 +84,32 @@ class Effects:
             f"omega_{self.varying[i]}" if i == j else f"root_{self.varying[i]}_{self.varying[j]}"
             for i, j in zip(rows, columns, strict=True)
         )
-        return typical + self.coefficients + scatter
+        return typical + self.coefficients + scatter + tuple(f"gamma_{name}" for name in self.between)
 
     def start(self, base: Any) -> np.ndarray:
         """Declared values, no effect of covariates, moderate scatter."""
         declared = values(base)
-        first = self.target.unbounded(jnp.stack([jnp.asarray(declared[n], float) for n, _ in self.priors]))
+        first = self.typical.unbounded(jnp.stack([jnp.asarray(declared[n], float) for n, _ in self.priors]))
         rows, columns = self._triangle()
         scatter = np.where(rows == columns, np.log(_SCATTER), 0.0)
         none = [bijector.inv(0.0) for bijector in self._bounds()]
         # Where none is outside of what a prior allows, its middle is a place to start.
         coefficients = [float(at) if np.isfinite(at) else 0.0 for at in none]
-        return np.concatenate([first, coefficients, scatter])
+        return np.concatenate(
+            [first, coefficients, scatter, np.full(len(self.between), np.log(_SCATTER / 2))]
+        )
 
     def root(self, psi: Any) -> Any:
         """Lower triangular root of the covariance of the random effects, (effect, effect)."""
         rows, columns = self._triangle()
-        entries = psi[len(self.priors) + len(self.coefficients) :]
+        first = len(self.priors) + len(self.coefficients)
+        entries = psi[first : first + len(rows)]
         entries = jnp.where(rows == columns, jnp.exp(entries), entries)
-        return jnp.zeros((len(self.varying),) * 2).at[rows, columns].set(entries)
+        root = jnp.zeros((len(self.effects),) * 2).at[rows, columns].set(entries)
+        if not self.between:
+            return root
+        others = np.arange(len(self.varying), len(self.effects))
+        return root.at[others, others].set(jnp.tile(self._gamma(psi), len(others) // len(self.between)))
 
     def centres(self, psi: Any, record: Record) -> Any:
         """Unbounded parameters of every patient without random effects, (patient, name)."""
@@ -93,18 +119,22 @@ class Effects:
         for one in self.population.covariates:
             shift = one.shift(given.get(one.label, one.coefficient), record.known[one.name])
             u = u.at[:, names.index(one.parameter)].add(shift)
-        return u
+        changing = np.asarray([names.index(name) for _, name in self.population.changing], int)
+        return jnp.concatenate([u, u[:, changing]], axis=1)
 
     def spread(self, eta: Any) -> Any:
         """Random effects (..., effect) as moves of the unbounded parameters (..., name)."""
-        names = [name for name, _ in self.priors]
-        places = np.asarray([names.index(name) for name in self.varying])
-        return jnp.zeros((*eta.shape[:-1], len(names))).at[..., places].set(eta)
+        moved = [name for name, _ in (*self.priors, *self.population.changing)]
+        origin = dict(self.population.changing)
+        moves = np.asarray(
+            [[float(name == each or origin.get(name) == each) for name in moved] for each in self.effects]
+        )
+        return eta @ jnp.asarray(moves)
 
     def told(self, psi: Any) -> Mapping[str, Any]:
         """The numbers as they are reported: typical values on their own scales, standard deviations."""
         count = len(self.priors)
-        typical = self.target.bounded(psi[:count])
+        typical = self.typical.bounded(psi[:count])
         found = dict(zip(self.names[:count], typical, strict=True))
         found |= self._moves(psi)
         root = self.root(psi)
@@ -117,11 +147,15 @@ class Effects:
                 for i, a in enumerate(self.varying)
                 for j, b in enumerate(self.varying[:i])
             }
-        return found
+        return found | {f"gamma_{name}": self._gamma(psi)[i] for i, name in enumerate(self.between)}
 
     def bijectors(self) -> dict[str, Any]:
         """Name -> from the vector's scale to the reported one, of typical values and coefficients."""
-        return dict(zip(self.names, [*self.target.bijectors(), *self._bounds()], strict=False))
+        return dict(zip(self.names, [*self.typical.bijectors(), *self._bounds()], strict=False))
+
+    def _gamma(self, psi: Any) -> Any:
+        """Standard deviations between occasions, of each parameter that varies so."""
+        return jnp.exp(psi[len(psi) - len(self.between) :])
 
     def _moves(self, psi: Any) -> dict[str, Any]:
         """The coefficients of covariates on their own scales."""

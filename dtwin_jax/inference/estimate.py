@@ -1,6 +1,7 @@
 """Maximum likelihood estimates of a population: what NONMEM, Monolix and nlmixr2 call an estimation."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, get_args
 
 import jax
@@ -33,7 +34,7 @@ def estimate(
     """Maximum likelihood estimates of a population.
 
     Estimated are the parameters that have a prior, of which only the support counts, the covariates'
-    coefficients that have one, and the standard deviations between patients.
+    coefficients that have one, and the standard deviations between patients and between occasions.
 
     Args:
         population: what varies; with a `correlation`, whatever it is, the covariance is full.
@@ -56,15 +57,12 @@ def estimate(
         raise ValueError(f"nodes: found {nodes}, expected 1 or more")
     check_cohort(population.predictor, cohort)
     check_population(population, cohort)
-    base, free = estimated(population.predictor, priors or {}, tuple(cohort.record.known))
+    base, free = estimated(population.solved, priors or {}, tuple(cohort.record.known))
     for name in population.varying:
         if name not in free:
             raise ValueError(f"{name!r} varies between patients but is known: give it a prior")
     predictor = differentiated(population.predictor, "forward")
-    effects = Effects(
-        Population(predictor, dict(population.vary), population.covariates, population.correlation),
-        tuple(free.items()),
-    )
+    effects = Effects(replace(population, predictor=predictor, centred=None), tuple(free.items()))
     problem = Objective(Marginal(effects, by, nodes), base, jax.tree.map(jnp.asarray, cohort.record))
     problem.check()
     psi = _begun(effects, base, start or {})
@@ -86,8 +84,9 @@ def _begun(effects: Effects, base: Any, start: Mapping[str, float]) -> np.ndarra
         if name in bijectors:
             psi[place] = float(bijectors[name].inv(value))
         else:
-            psi[place] = np.log(value) if name.startswith("omega_") and value > 0 else value
-            if name.startswith("omega_") and not value > 0:
+            is_sd = name.startswith(("omega_", "gamma_"))
+            psi[place] = np.log(value) if is_sd and value > 0 else value
+            if is_sd and not value > 0:
                 raise ValueError(f"start: {name} is {value}, expected a positive number")
     if not np.all(np.isfinite(psi)):
         name = effects.names[int(np.argmin(np.isfinite(psi)))]
@@ -114,8 +113,8 @@ def _finished(
     told = {name: float(value) for name, value in effects.told(jnp.asarray(psi)).items()}
     moved = jax.jacfwd(effects.told)(jnp.asarray(psi))
     error = np.sqrt(np.diag(inverse_of_peak(curvature)))
-    scales = np.asarray([told[f"omega_{name}"] for name in effects.varying])
-    shrunk = 1.0 - eta.std(axis=0) / scales
+    root = np.asarray(effects.root(jnp.asarray(psi)))
+    shrunk = 1.0 - eta.std(axis=0) / np.sqrt(np.diag(root @ root.T))
     return Estimate(
         ids=cohort.ids,
         names=effects.names,
@@ -127,11 +126,12 @@ def _finished(
         by=marginal.by,
         nodes=marginal.nodes if marginal.by == "quadrature" else 0,
         slopes=np.stack([np.asarray(moved[name]) for name in told]),
+        effects=effects.effects,
         eta=eta,
         individual=each,
         curvature=curvature,
         cross_product=slopes.T @ slopes / 4.0,
-        shrinkage=dict(zip(effects.varying, shrunk.tolist(), strict=True)),
+        shrinkage=dict(zip(effects.effects, shrunk.tolist(), strict=True)),
         failed=tuple(np.asarray(cohort.ids)[~arrived | lost].tolist()),
         converged=converged,
         message=message,

@@ -25,11 +25,12 @@ class Estimate:
         by: how it was approximated.
         nodes: of quadrature, in each direction; 0 otherwise.
         slopes: of the values in `estimate` by the numbers in `vector`.
+        effects: of each random effect, the parameter that it moves; `CL_2` is that in the second occasion.
         eta: (patient, effect) the most probable random effects.
         individual: (patient,) shares of `minus_two_log_likelihood`.
         curvature: half the second derivative of -2 log likelihood, NONMEM's R.
         cross_product: sum of the products of each patient's slopes, NONMEM's S.
-        shrinkage: name of a varying parameter -> 1 - sd of the effects (over all, not one less) / their
+        shrinkage: name as in `effects` -> 1 - sd of the effects (over all, not one less) / their
             standard deviation.
         failed: patients whose peak was not found.
         converged: the optimiser's gradient is near nothing.
@@ -46,6 +47,7 @@ class Estimate:
     by: Approximation
     nodes: int
     slopes: np.ndarray
+    effects: tuple[str, ...]
     eta: np.ndarray
     individual: np.ndarray
     curvature: np.ndarray

@@ -27,7 +27,7 @@ class Objective:
 
     def __init__(self, marginal: Marginal, base: Any, record: Record):
         self.marginal, self.base, self.record = marginal, base, record
-        self.eta = np.zeros((record.t0.shape[0], len(marginal.effects.varying)))
+        self.eta = np.zeros((record.t0.shape[0], len(marginal.effects.effects)))
         self.arrived = np.ones(len(self.eta), bool)
         self.psi = np.zeros(0)
 

@@ -14,6 +14,7 @@ from dtwin_jax.core.record import Cohort, Record
 from dtwin_jax.inference.covariate import Covariate, check_covariates
 from dtwin_jax.inference.density import Override, estimated, patient_log_likelihood
 from dtwin_jax.inference.devices import Spread, spread_log_likelihood
+from dtwin_jax.inference.occasions import Occasions
 
 DEFAULT_OMEGA = halfnormal(0.5)
 
@@ -31,6 +32,7 @@ class Population:
         covariates: effects of what is known of a patient.
         correlation: concentration of an LKJ prior over the correlations of the random effects; None for
             independent effects.
+        occasions: what varies between occasions of a patient besides.
         centred: whether random effects are sampled around the typical value (better where a patient's data
             alone pin the parameters down) or scaled from a standard normal (better for sparse data). None
             lets `calibrate` find the best mixture for each parameter from a short pilot run; correlated
@@ -42,15 +44,16 @@ class Population:
     covariates: tuple[Covariate, ...] = ()
     correlation: float | None = None
     centred: bool | None = None
+    occasions: Occasions | None = None
 
     def __post_init__(self):
-        vary = (
-            self.vary if isinstance(self.vary, Mapping) else dict.fromkeys(_names(self.vary), DEFAULT_OMEGA)
-        )
+        vary = self.vary if isinstance(self.vary, Mapping) else dict(_pairs(self.vary))
         known = quantities(self.predictor.params())
         check_names(self.predictor.name, "parameter", vary, known)
         for covariate in self.covariates:
             check_names("vary", "parameter", [covariate.parameter], vary)
+        if self.occasions is not None:
+            check_names("vary", "parameter", self.occasions.names, vary)
         object.__setattr__(self, "vary", tuple(vary.items()))
         object.__setattr__(self, "covariates", tuple(self.covariates))
 
@@ -64,11 +67,21 @@ class Population:
         """Names of the parameters that vary."""
         return tuple(name for name, _ in self.vary)
 
+    @property
+    def changing(self) -> tuple[tuple[str, str], ...]:
+        """Names of parameters in each occasion, and of the parameter."""
+        return () if self.occasions is None else self.occasions.columns
 
-def _names(vary: Any) -> Iterable[str]:
+    @property
+    def solved(self) -> Predictor:
+        """The predictor of a patient with all occasions."""
+        return self.predictor if self.occasions is None else self.occasions.of(self.predictor)
+
+
+def _pairs(vary: Any) -> Iterable[tuple[str, Prior]]:
     if isinstance(vary, str):
         raise ValueError(f"vary: expected names or a mapping, found the text {vary!r}")
-    return [name if isinstance(name, str) else name[0] for name in vary]
+    return [(one, DEFAULT_OMEGA) if isinstance(one, str) else one for one in vary]
 
 
 @dataclass(frozen=True)
@@ -80,23 +93,35 @@ class PopulationDensity:
 
     # Sites that serve the sampler, and say nothing to a reader beside what is derived from them.
     # No parameter can be called so.
-    latent: ClassVar[tuple[str, ...]] = ("random effects", "standard effects", "correlation factor")
+    latent: ClassVar[tuple[str, ...]] = (
+        "random effects",
+        "standard effects",
+        "correlation factor",
+        "occasion effects",
+    )
     climb: ClassVar[int] = 100
 
     @property
     def held(self) -> tuple[str, ...]:
         """Sites that a climb leaves alone: it would run into the spike where all patients are equal."""
-        return tuple(f"omega_{name}" for name in self.individual)
+        occasions = self.population.occasions
+        between = () if occasions is None else occasions.names
+        return tuple(f"omega_{n}" for n in self.population.varying) + tuple(f"gamma_{n}" for n in between)
 
     @property
     def predictor(self) -> Predictor:
         """The model of one patient."""
-        return self.population.predictor
+        return self.population.solved
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all parameters that the likelihood depends on."""
+        return tuple(name for name, _ in (*self.priors, *self.population.changing))
 
     @property
     def individual(self) -> tuple[str, ...]:
         """Parameters that each patient has a value of."""
-        return self.population.varying
+        return self.population.varying + tuple(name for name, _ in self.population.changing)
 
     def __call__(
         self, base: Any, record: Record | Spread, centring: Any = None, likelihood: bool = True
@@ -113,14 +138,13 @@ class PopulationDensity:
         """
         import numpyro
 
-        names = tuple(name for name, _ in self.priors)
+        names = self.names
         typical = self._typical()
         shifts = self._shifts(record)
-        varying = self.population.varying
         count = record.t0.shape[0]
         individual = self._individual(typical, shifts, count, centring)
         columns = [
-            individual[name] if name in varying else jnp.broadcast_to(typical[name], (count,))
+            individual[name] if name in individual else jnp.broadcast_to(typical[name], (count,))
             for name in names
         ]
         if likelihood:
@@ -176,10 +200,27 @@ class PopulationDensity:
             unbounded = _scattered(mean, scale, jnp.ones_like(scale) if centring is None else centring)
         else:
             unbounded = self._correlated(mean, scale)
+        found = {name: unbounded[:, i] for i, name in enumerate(scales)}
+        scale_of = {name: name for name in found} | dict(self.population.changing)
         return {
-            name: numpyro.deterministic(name, bijector[name](unbounded[:, i]))
-            for i, name in enumerate(scales)
+            name: numpyro.deterministic(name, bijector[scale_of[name]](value))
+            for name, value in (found | self._changed(found)).items()
         }
+
+    def _changed(self, unbounded: dict[str, Any]) -> dict[str, Any]:
+        """The parameters in each occasion on their unbounded scales, name -> (patient,)."""
+        import numpyro
+
+        occasions = self.population.occasions
+        if occasions is None:
+            return {}
+        scales = {
+            name: numpyro.sample(f"gamma_{name}", prior.distribution()) for name, prior in occasions.vary
+        }
+        columns = self.population.changing
+        (count,) = unbounded[columns[0][1]].shape
+        z: Any = numpyro.sample("occasion effects", _standard((count, len(columns))))
+        return {each: unbounded[name] + scales[name] * z[:, i] for i, (each, name) in enumerate(columns)}
 
     def _correlated(self, mean: Any, scale: Any) -> Any:
         """Individual parameters on their unbounded scales, (patient, effect)."""
@@ -233,6 +274,11 @@ class PatientDensity:
     held: ClassVar[tuple[str, ...]] = ()
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Of all parameters that the likelihood depends on."""
+        return self.individual
+
+    @property
     def individual(self) -> tuple[str, ...]:
         """Parameters that each patient has a value of: all."""
         return tuple(name for name, _ in self.priors)
@@ -254,9 +300,11 @@ def check_population(f: Population, cohort: Cohort) -> None:
     """Refuse a cohort of which the population needs to know more.
 
     Raises:
-        ValueError: names the covariate, and the patient.
+        ValueError: names the fact, and the patient.
     """
     check_covariates(f.covariates, cohort)
+    if f.occasions is not None:
+        f.occasions.check(cohort)
 
 
 def best_centring(density: PopulationDensity, values: dict[str, Any]) -> Any:
@@ -271,7 +319,7 @@ def best_centring(density: PopulationDensity, values: dict[str, Any]) -> Any:
     import numpyro.distributions as dist
 
     priors, shares = dict(density.priors), []
-    for name in density.individual:
+    for name in density.population.varying:
         unbounded = dist.biject_to(priors[name].distribution().support).inv(jnp.asarray(values[name]))
         within = jnp.mean(jnp.var(unbounded, axis=(0, 1)))
         shares.append(1.0 - within / jnp.mean(jnp.asarray(values[f"omega_{name}"]) ** 2))
@@ -289,7 +337,7 @@ def density_of(
     if not isinstance(f, Population):
         base, free = estimated(f, priors, known)
         return PatientDensity(f, tuple(free.items())), base
-    base, free = estimated(f.predictor, priors, known)
+    base, free = estimated(f.solved, priors, known)
     for name in f.varying:
         if name not in free:
             raise ValueError(

@@ -65,7 +65,7 @@ def new_patients(density: PopulationDensity, base: Any, record: Record, shared: 
     def one(given, key):
         model = handlers.seed(handlers.substitute(density, data=given), key)
         trace = handlers.trace(model).get_trace(base, record, likelihood=False)
-        return {name: trace[name]["value"] for name, _ in density.priors}
+        return {name: trace[name]["value"] for name in density.names}
 
     return jax.vmap(one)(shared, keys)
 
@@ -74,7 +74,7 @@ def theta_of(density: Any, values: dict[str, np.ndarray], patients: int) -> np.n
     """Draws as one array (..., patient, name); a parameter that all patients share is repeated for each."""
     columns = [
         values[name] if name in density.individual else np.repeat(values[name][..., None], patients, axis=-1)
-        for name, _ in density.priors
+        for name in density.names
     ]
     return np.stack(columns, axis=-1)
 
@@ -96,7 +96,7 @@ def evaluate(density: Any, base: Any, cohort: Cohort, theta: np.ndarray, key: An
     """
     leading = theta.shape[:-2]
     flat = jnp.asarray(theta.reshape(-1, *theta.shape[-2:]))
-    names = tuple(name for name, _ in density.priors)
+    names = density.names
     record, keys = jax.tree.map(jnp.asarray, cohort.record), jax.random.split(key, flat.shape[0])
     found = _evaluated(density.predictor, names, base, record, flat, keys, cohort.numbers)
     return jax.tree.map(lambda leaf: np.asarray(leaf).reshape(*leading, *leaf.shape[1:]), found)

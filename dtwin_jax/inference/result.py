@@ -19,6 +19,7 @@ from dtwin_jax.core.quantity import Quantity, quantities, replace_fields, values
 from dtwin_jax.core.record import Cohort, Record, Series
 from dtwin_jax.core.signal import AbstractSignal, Doses, Sampled, Steps
 from dtwin_jax.inference.covariate import covariate_from_dict
+from dtwin_jax.inference.occasions import Occasions
 from dtwin_jax.inference.population import Population, density_of
 
 SCHEMA = 1
@@ -54,7 +55,7 @@ def assemble(f: Any, density: Any, base: Any, cohort: Cohort, posterior: Posteri
     import xarray as xr
 
     predictor: Any = f.predictor if isinstance(f, Population) else f
-    declared = quantities(predictor.params())
+    declared = quantities(density.predictor.params())
     outputs = predictor.schema().outputs if hasattr(predictor, "schema") else {}
     ids = list(cohort.ids)
     chains, draws = next(iter(posterior.log_likelihood.values())).shape[:2]
@@ -197,7 +198,7 @@ def _provenance(f: Any, density: Any, base: Any, posterior: Posterior, ids: list
     return {
         "schema": SCHEMA,
         "kind": "population" if isinstance(f, Population) else "independent",
-        "predictor": import_path(predictor),
+        "predictor": import_path(f.predictor if isinstance(f, Population) else f),
         "population": json.dumps(_population_as_dict(f)) if isinstance(f, Population) else "",
         "name": predictor.name,
         "time_unit": getattr(predictor, "time", ""),
@@ -240,13 +241,17 @@ def _population_as_dict(f: Population) -> dict[str, Any]:
         "covariates": [covariate.as_dict() for covariate in f.covariates],
         "correlation": f.correlation,
         "centred": f.centred,
+        "occasions": None if f.occasions is None else f.occasions.as_dict(),
     }
 
 
 def _population_from_dict(predictor: Any, data: dict[str, Any]) -> Population:
     covariates = tuple(covariate_from_dict(row) for row in data["covariates"])
     vary = {name: prior_from_dict(prior) for name, prior in data["vary"].items()}
-    return Population(predictor, vary, covariates, data["correlation"], data["centred"])
+    given = data["occasions"]
+    gamma = {} if given is None else {name: prior_from_dict(prior) for name, prior in given["vary"].items()}
+    occasions = None if given is None else Occasions(given["count"], gamma)
+    return Population(predictor, vary, covariates, data["correlation"], data["centred"], occasions)
 
 
 def save(tree: Any, path: str | Path) -> Path:
