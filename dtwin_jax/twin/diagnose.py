@@ -18,7 +18,7 @@ from dtwin_jax.core.record import SEEN, Cohort, Record, Series
 from dtwin_jax.inference.density import Override, standard_promotion
 from dtwin_jax.inference.effects import Effects
 from dtwin_jax.inference.estimated import Estimate
-from dtwin_jax.inference.population import PatientDensity, Population
+from dtwin_jax.inference.population import Population
 from dtwin_jax.inference.posteriors import measured
 from dtwin_jax.inference.predictive import evaluate
 from dtwin_jax.inference.residuals import (
@@ -94,9 +94,8 @@ def _predicted(fitted: Fitted, record: Record, key: Any, samples: int) -> tuple[
     key_effects, key_errors = jax.random.split(key)
     own = np.where(fitted.lost[:, None], np.nan, fitted.found.eta)
     eta = np.concatenate([np.stack([np.zeros_like(own), own]), _new_effects(fitted, key_effects, samples)])
-    density = PatientDensity(fitted.predictor, fitted.effects.priors)
-    planned = Cohort(fitted.cohort.ids, record)
-    _, expected, drawn = evaluate(density, fitted.base, planned, fitted.theta(record, eta), key_errors)
+    planned, theta = Cohort(fitted.cohort.ids, record), fitted.theta(record, eta)
+    _, expected, drawn = evaluate(fitted.density, fitted.base, planned, theta, key_errors)
     return (
         {name: value[:_SIMULATED] for name, value in expected.items()},
         {name: value[_SIMULATED:] for name, value in drawn.items()},
@@ -239,7 +238,7 @@ def _tree(fitted: Fitted, failed: np.ndarray) -> Any:
     found, ids = fitted.found, list(fitted.cohort.ids)
     outputs = fitted.predictor.schema().outputs if hasattr(fitted.predictor, "schema") else {}
     eta = np.where(failed[:, None], np.nan, found.eta)
-    names = list(fitted.effects.varying)
+    names = list(found.effects)
     shrinkage = np.asarray([found.shrinkage[name] for name in names])
     effects = xr.Dataset(
         {"eta": (("patient", "effect"), eta, {"units": "1"}), "shrinkage": ("effect", shrinkage)},

@@ -14,7 +14,7 @@ from dtwin_jax.core.record import Cohort, Record
 from dtwin_jax.inference.density import Override, estimated, standard_promotion
 from dtwin_jax.inference.effects import Effects
 from dtwin_jax.inference.estimated import Estimate
-from dtwin_jax.inference.population import Population
+from dtwin_jax.inference.population import PatientDensity, Population
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +35,14 @@ class Fitted:
 
     @property
     def predictor(self) -> Any:
-        """The model of one patient."""
+        """The model of one patient, as it was given."""
         return self.effects.population.predictor
+
+    @property
+    def density(self) -> PatientDensity:
+        """What predicts a patient from the parameters of `theta`."""
+        target = self.effects.target
+        return PatientDensity(target.f, target.priors)
 
     @property
     def psi(self) -> Any:
@@ -65,10 +71,9 @@ def fit_of(population: Population, cohort: Cohort, found: Estimate, priors: Mapp
     Raises:
         ValueError: an estimate of another population, other data or other priors.
     """
-    base, free = estimated(population.predictor, priors, tuple(cohort.record.known))
+    base, free = estimated(population.solved, priors, tuple(cohort.record.known))
     predictor = differentiated(population.predictor, "forward")
-    prepared = replace(population, predictor=predictor, vary=dict(population.vary))
-    effects = Effects(prepared, tuple(free.items()))
+    effects = Effects(replace(population, predictor=predictor, centred=None), tuple(free.items()))
     if effects.names != found.names:
         said = f"the estimate has {', '.join(found.names)}, the population {', '.join(effects.names)}"
         raise ValueError(f"{said}: give the population and the priors that were estimated")

@@ -8,7 +8,6 @@ freedom. Where the fall never gets there, the parameter is practically not ident
 Source: Raue et al. 2009, Bioinformatics 25:1923, doi 10.1093/bioinformatics/btp358.
 """
 
-import enum
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,72 +32,12 @@ from dtwin_jax.inference.density import (
 from dtwin_jax.inference.diagnostics import unbounded_sd
 from dtwin_jax.inference.target import Target
 from dtwin_jax.twin.identify import information_matrix
+from dtwin_jax.twin.walk import Point, Profile, Refit, Walk
 
-# A side is followed to this many sds of the prior from the peak, and in at most so many refits.
+# A side is followed to this many sds of the prior from the peak.
 _REACH = 4.0
-_REFITS = 40
 # Steps of one refit.
 _STEPS = 500
-# After so many refits that explain nothing, each nearer than the one before, a side is left open.
-_LOST = 4
-# The step aimed at, in units of the root of twice the fall, in which a parabola is a straight line.
-_STEP = 0.4
-# A refit that much better than the peak (in log-likelihood) shows that the peak was none.
-_BETTER = 1e-4
-
-
-class Refit(enum.IntEnum):
-    """How the refit at one value of the profiled parameter ended."""
-
-    FOUND = 0
-    NOT_CONVERGED = 1
-    NOT_EXPLAINED = 2
-
-
-@dataclass(frozen=True, eq=False)
-class Profile:
-    """A profile; arrays have one row for each refit, sorted by the parameter's value, the peak among them.
-
-    Attributes:
-        name: of the parameter.
-        objective: "likelihood", or "posterior" with the priors on the unbounded scales.
-        value: (n,) values of the parameter, in its unit.
-        fall: (n,) how far the objective's log lies below its peak; NaN where nothing explains the data.
-        others: name -> (n,) the other parameters at their best for each value.
-        code: (n,) a `Refit` code.
-        estimate: the value at the peak.
-        level: of the interval.
-        interval: (low, high), in the parameter's unit; -inf or inf on a side that does not close.
-        remarks: (low, high): "" where the side closes on refits that converged, else what is wrong with it.
-    """
-
-    name: str
-    objective: str
-    value: np.ndarray
-    fall: np.ndarray
-    others: dict[str, np.ndarray]
-    code: np.ndarray
-    estimate: float
-    level: float
-    interval: tuple[float, float]
-    remarks: tuple[str, str]
-
-    @property
-    def identifiable(self) -> bool:
-        """Whether the data bound the parameter on both sides."""
-        return bool(np.all(np.isfinite(self.interval)))
-
-    @property
-    def failed(self) -> np.ndarray:
-        """Values of the parameter whose refit did not converge, or explains no data."""
-        return self.value[self.code != Refit.FOUND]
-
-
-@dataclass(frozen=True, eq=False)
-class _Point:
-    u: np.ndarray
-    energy: float
-    code: Refit
 
 
 def profile(
@@ -136,12 +75,9 @@ def profile(
     search = _searching(f, record, name, priors or {}, objective, level)
     values_at = None if grid is None else _unbounded_grid(search, name, grid)
     peak = search.peak(key)
-    search = search.scaled(peak.u)
-    if values_at is None:
-        points = [*search.outward(peak, -1.0), *search.outward(peak, 1.0)]
-    else:
-        points = search.given(peak, values_at)
-    return search.result(name, objective, level, peak, points)
+    walk = search.scaled(peak.u).walk()
+    points = walk.both(peak) if values_at is None else walk.given(peak, values_at)
+    return walk.result(objective, level, peak, points)
 
 
 def profiles(
@@ -174,11 +110,11 @@ def profiles(
     for name in names:
         search = replace(_searching(f, record, name, priors or {}, "likelihood", 0.95), steps=steps)
         peak = search.peak(key, starts) if peak is None else peak
-        search = search.scaled(peak.u)
-        points = [*search.outward(peak, -1.0, more), *search.outward(peak, 1.0, more)]
+        walk = search.scaled(peak.u).walk()
+        points = walk.both(peak, more)
         if not more():
             return
-        yield search.result(name, "likelihood", 0.95, peak, points)
+        yield walk.result("likelihood", 0.95, peak, points)
 
 
 def _searching(
@@ -230,7 +166,7 @@ class _Search:
     steps: int = _STEPS
     curvature: np.ndarray | None = None
 
-    def refit(self, start: np.ndarray, held: float | None = None) -> _Point:
+    def refit(self, start: np.ndarray, held: float | None = None) -> Point:
         """The optimum from `start` (name,), with the parameter held at a value if one is given."""
         begin, moves = np.array(start, float), np.ones(len(start), bool)
         if held is not None:
@@ -240,7 +176,15 @@ class _Search:
         )
         code = Refit.FOUND if converged else Refit.NOT_CONVERGED
         code = code if explained and np.isfinite(energy) else Refit.NOT_EXPLAINED
-        return _Point(np.asarray(u), float(energy), code)
+        return Point(np.asarray(u), float(energy), code)
+
+    def walk(self) -> Walk:
+        """From a peak outward by refits."""
+        prior = unbounded_sd(self.target.priors[self.index][1])
+        bounded = lambda u: np.asarray(self.target.bounded(jnp.asarray(u)))  # noqa: E731
+        return Walk(
+            self.refit, bounded, self.target.names, self.index, self.root, 0.01 * prior, _REACH * prior
+        )
 
     def scaled(self, u: np.ndarray) -> "_Search":
         """The search in coordinates of the curvature at `u`, where that is known."""
@@ -260,7 +204,7 @@ class _Search:
         found[np.ix_(free, free)] = np.linalg.inv(np.linalg.cholesky(whole[np.ix_(free, free)])).T
         return found
 
-    def peak(self, key: Any, starts: int = 4) -> _Point:
+    def peak(self, key: Any, starts: int = 4) -> Point:
         declared = jnp.stack([jnp.asarray(values(self.base)[name]) for name in self.target.names])
         first = self.target.unbounded(declared)
         drawn = jax.vmap(self.target.draw)(jax.random.split(key, starts - 1))
@@ -271,99 +215,6 @@ class _Search:
                 f"{self.target.f.name} explains the measurements from no start: nothing to profile"
             )
         return min(explained, key=lambda end: end.energy)
-
-    def rise(self, point: _Point, peak: _Point) -> float:
-        """The root of twice the fall: on a parabola, the distance from the peak in sds."""
-        return float(np.sqrt(2.0 * max(point.energy - peak.energy, 0.0)))
-
-    def outward(self, peak: _Point, sign: float, more: Callable[[], bool] = lambda: True) -> list[_Point]:
-        """Refits on one side, from the peak on, until the interval has closed or cannot."""
-        prior = unbounded_sd(self.target.priors[self.index][1])
-        points: list[_Point] = []
-        inner, outer, step, lost = peak, None, 0.01 * prior, 0
-        while len(points) < _REFITS and lost < _LOST and more():
-            here = float(inner.u[self.index])
-            left = _REACH * prior - abs(here - float(peak.u[self.index]))
-            if outer is None and left <= 1e-9 * prior:
-                break
-            at = here + sign * min(step, left) if outer is None else self._between(inner, outer, peak)
-            point = self.refit(inner.u, at)
-            points.append(point)
-            if point.code == Refit.NOT_EXPLAINED:
-                step, lost = 0.25 * min(step, left), lost + 1
-                continue
-            rise = self.rise(point, peak)
-            if rise >= self.root:
-                outer = point
-            else:
-                gained = max(rise - self.rise(inner, peak), 1e-12)
-                step *= float(np.clip(_STEP / gained, 0.25, 4.0))
-                inner = point
-            if outer is not None and abs(rise - self.root) < 1e-3 * self.root:
-                break
-        return points
-
-    def _between(self, inner: _Point, outer: _Point, peak: _Point) -> float:
-        low, high = self.rise(inner, peak), self.rise(outer, peak)
-        # Near the ends a straight line would be refined forever on one side only.
-        share = np.clip((self.root - low) / (high - low), 0.05, 0.95)
-        return float(inner.u[self.index] + share * (outer.u[self.index] - inner.u[self.index]))
-
-    def given(self, peak: _Point, grid: np.ndarray) -> list[_Point]:
-        """Refits at given values on the unbounded scale, each side from the peak outward."""
-        middle, points = peak.u[self.index], []
-        for ordered in (grid[grid < middle][::-1], grid[grid >= middle]):
-            start = peak
-            for at in ordered:
-                points.append(self.refit(start.u, float(at)))
-                start = points[-1] if points[-1].code != Refit.NOT_EXPLAINED else start
-        return points
-
-    def result(self, name: str, objective: str, level: float, peak: _Point, points: list[_Point]) -> Profile:
-        """The profile of these refits, in the order of the parameter's value."""
-        every = [peak, *points]
-        theta = np.asarray(jax.vmap(self.target.bounded)(jnp.asarray([point.u for point in every])))
-        order = np.argsort(theta[:, self.index], kind="stable")
-        every, theta = [every[i] for i in order], theta[order]
-        usable = [point for point in every if point.code != Refit.NOT_EXPLAINED]
-        best = min(usable, key=lambda point: point.energy)
-        # A refit that beats the peak takes its place; else the peak stays, whatever the rounding.
-        best = best if best.energy < peak.energy - _BETTER else peak
-        place = next(i for i, point in enumerate(every) if point is best)
-        low, why_low = self._end(every[place::-1])
-        high, why_high = self._end(every[place:])
-        explained = np.asarray([point.code != Refit.NOT_EXPLAINED for point in every])
-        return Profile(
-            name=name,
-            objective=objective,
-            value=theta[:, self.index],
-            fall=np.where(explained, [point.energy - best.energy for point in every], np.nan),
-            others={n: theta[:, i] for i, n in enumerate(self.target.names) if i != self.index},
-            code=np.asarray([int(point.code) for point in every]),
-            estimate=float(theta[place, self.index]),
-            level=level,
-            interval=(-np.inf if low is None else low, np.inf if high is None else high),
-            remarks=(why_low, why_high),
-        )
-
-    def _end(self, outward: list[_Point]) -> tuple[float | None, str]:
-        """Where the interval ends on one side, and what is to be said of it; the peak is first."""
-        peak, inner = outward[0], outward[0]
-        for point in outward[1:]:
-            if point.code == Refit.NOT_EXPLAINED:
-                return None, f"nothing explains the data at {self._value(point.u):.4g}"
-            low, high = self.rise(inner, peak), self.rise(point, peak)
-            if high >= self.root:
-                share = (self.root - low) / (high - low)
-                at = self._value(inner.u + share * (point.u - inner.u))
-                sure = inner.code == point.code == Refit.FOUND
-                return at, "" if sure else "ends at a refit that did not converge"
-            inner = point
-        fall = max(point.energy - peak.energy for point in outward)
-        return None, f"the log falls by {fall:.2g} only, at {self._value(inner.u):.4g}"
-
-    def _value(self, u: np.ndarray) -> float:
-        return float(self.target.bounded(jnp.asarray(u))[self.index])
 
 
 @functools.partial(jax.jit, static_argnames=("target",))

@@ -7,93 +7,17 @@ of a single measurement is an integral, taken here by quadrature in plain NumPy.
 """
 
 import json
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
-import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 import pytest
 from scipy import special, stats
+from two_lines import BETA, DESIGN, OMEGA, SD, START, Lines, drawn_cohort, population
 
-from dtwin_jax.core.prior import lognormal, normal
-from dtwin_jax.core.quantity import param
-from dtwin_jax.core.record import Record, Series, stack
-from dtwin_jax.core.types import Scalar
+from dtwin_jax.core.record import Series, stack
 from dtwin_jax.inference.estimate import estimate
-from dtwin_jax.inference.population import Population
 from dtwin_jax.twin.diagnose import diagnose
-
-
-class Params(eqx.Module):
-    level: Scalar = param(2.0, "1", normal(2.0, 2.0))
-    slope: Scalar = param(0.5, "/h", normal(0.5, 1.0))
-    sd: Scalar = param(0.3, "1", lognormal(0.3, log_sd=0.5))
-    broken: Scalar = param(0.0, "1")
-
-
-class Nothing(eqx.Module):
-    pass
-
-
-@dataclass(frozen=True)
-class Lines:
-    """`y` is normal about level + slope t, `z` log-normal about exp(level - slope t), `n` a count."""
-
-    name: str = "lines"
-    proportional: bool = False
-
-    def params(self) -> Any:
-        return Params()
-
-    def inputs(self) -> Any:
-        return Nothing()
-
-    def predict(self, p: Any, record: Record) -> dict[str, Any]:
-        told = {}
-        lost = jnp.where(p.broken > 0, jnp.nan, 0.0)
-        for name, series in record.observations.items():
-            line = p.level + (-1.0 if name == "z" else 1.0) * p.slope * series.time + lost
-            sd = p.sd * jnp.abs(line) if self.proportional else p.sd * jnp.ones_like(line)
-            told[name] = {
-                "y": dist.Normal(line, sd),
-                "z": dist.LogNormal(line, sd),
-                "n": dist.Poisson(jnp.exp(line)),
-            }[name]
-        return told
-
-
-START = {"level_pop": 1.8, "slope_pop": 0.6, "sd": 0.25, "omega_level": 0.7, "omega_slope": 0.3}
-BETA, OMEGA, SD = np.array([1.8, 0.6]), np.diag([0.49, 0.09]), 0.25
-DESIGN = {
-    "a": ([0.0, 1.0, 2.5, 4.0], [0.5, 3.0]),
-    "b": ([0.0, 2.0], [1.0]),
-    "c": ([1.0, 2.0, 3.0], []),
-    "limited": ([0.0, 1.0, 3.0], [0.5, 2.0]),
-}
-
-
-def drawn_cohort(design, seed=0, proportional=False, channels=("y", "z"), **known):
-    rng = np.random.default_rng(seed)
-    records = {}
-    for who, times in design.items():
-        level, slope = BETA + rng.normal(size=2) * np.sqrt(np.diag(OMEGA))
-        series = {}
-        for name, time, sign in zip(channels, times, (1.0, -1.0), strict=False):
-            line = level + sign * slope * np.asarray(time)
-            value = line + SD * (np.abs(line) if proportional else 1.0) * rng.normal(size=len(time))
-            if name == "n":
-                value = rng.poisson(np.exp(line)).astype(float)
-            if len(time):
-                series[name] = Series(time, np.exp(value) if name == "z" else value)
-        records[who] = Record(Nothing(), series, {k: v[who] for k, v in known.items()})
-    return records
-
-
-def population(f):
-    return Population(f, ("level", "slope"))
 
 
 @pytest.fixture(scope="module")
