@@ -1,6 +1,7 @@
 """Published models of the body, one a file."""
 
 from dtwin_jax.dynamics.model import Model
+from dtwin_jax.models.absorption import one_compartment_transit, one_compartment_zero_order
 from dtwin_jax.models.adas_cog import adas_cog
 from dtwin_jax.models.baroreflex import baroreflex, baroreflex_chain
 from dtwin_jax.models.beeler_reuter import beeler_reuter
@@ -10,6 +11,7 @@ from dtwin_jax.models.circadian import circadian
 from dtwin_jax.models.claret import claret
 from dtwin_jax.models.dalla_man import dalla_man_normal, dalla_man_t2d
 from dtwin_jax.models.diabetes_and_weight import diabetes_and_weight
+from dtwin_jax.models.effect_compartment import effect_compartment
 from dtwin_jax.models.egfr import egfr
 from dtwin_jax.models.fitzhugh_nagumo import fitzhugh_nagumo
 from dtwin_jax.models.four_chambers import four_chambers
@@ -18,11 +20,20 @@ from dtwin_jax.models.hcv import hcv
 from dtwin_jax.models.hiv import hiv
 from dtwin_jax.models.hovorka import hovorka
 from dtwin_jax.models.hpa import hpa
+from dtwin_jax.models.indirect_response import (
+    indirect_response_1,
+    indirect_response_2,
+    indirect_response_3,
+    indirect_response_4,
+    indirect_response_transit,
+)
 from dtwin_jax.models.influenza import influenza, influenza_eclipse
 from dtwin_jax.models.left_heart import left_heart
 from dtwin_jax.models.linear_health import linear_health, linear_health_sde
 from dtwin_jax.models.luo_rudy import luo_rudy
+from dtwin_jax.models.michaelis_menten import parallel_elimination
 from dtwin_jax.models.minimal_model import minimal_model
+from dtwin_jax.models.myelosuppression import docetaxel_neutrophils, paclitaxel_leukocytes
 from dtwin_jax.models.ohara_rudy import ohara_rudy
 from dtwin_jax.models.one_compartment import one_compartment
 from dtwin_jax.models.oral_minimal_model import oral_minimal_model
@@ -40,6 +51,9 @@ from dtwin_jax.models.seir import seir
 from dtwin_jax.models.simeoni import simeoni
 from dtwin_jax.models.subcutaneous_insulin import subcutaneous_insulin
 from dtwin_jax.models.ten_tusscher import ten_tusscher_endo, ten_tusscher_epi
+from dtwin_jax.models.three_compartment import three_compartment
+from dtwin_jax.models.time_to_event import drug_hazard
+from dtwin_jax.models.tmdd import tmdd, tmdd_qss
 from dtwin_jax.models.topp import topp
 from dtwin_jax.models.tumour_growth import (
     tumour_bertalanffy,
@@ -49,6 +63,7 @@ from dtwin_jax.models.tumour_growth import (
 )
 from dtwin_jax.models.two_compartment import two_compartment
 from dtwin_jax.models.uva_padova import uva_padova
+from dtwin_jax.models.warfarin import warfarin
 from dtwin_jax.models.whig import whig
 from dtwin_jax.models.windkessel import (
     windkessel_2,
@@ -62,7 +77,25 @@ SUBJECTS: dict[str, tuple[Model, ...]] = {
     "drug kinetics": (
         one_compartment,
         two_compartment,
+        three_compartment,
+        one_compartment_zero_order,
+        one_compartment_transit,
+        parallel_elimination,
+        tmdd,
+        tmdd_qss,
         pbpk,
+    ),
+    "drug effects": (
+        effect_compartment,
+        indirect_response_1,
+        indirect_response_2,
+        indirect_response_3,
+        indirect_response_4,
+        indirect_response_transit,
+        warfarin,
+        docetaxel_neutrophils,
+        paclitaxel_leukocytes,
+        drug_hazard,
     ),
     "glucose and insulin": (
         minimal_model,

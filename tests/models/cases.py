@@ -97,6 +97,24 @@ CASES: dict[str, Case] = {
     "hpa": Case(levels={"stress": (1.0, 2.0, 1.5)}, recovered=("gP", "gA"), rtol=1e-9),
     "circadian": Case(span=72.0, levels={"light": (0.0, 500.0, 50.0)}, rest=None),
     "pbpk": Case(recovered=("CLint", "ka")),
+    "three_compartment": Case(span=150.0, recovered=("CL", "V1", "Q3", "V3")),
+    "parallel_elimination": Case(amount={"oral": 200.0, "iv": 100.0}),
+    # Tighter, an implicit method cannot tell the drift of bound drug from its rounding.
+    "tmdd": Case(amount={"sc": 4.0, "iv": 8.0}, rtol=1e-8, slack=10.0),
+    "tmdd_qss": Case(amount={"sc": 4.0, "iv": 8.0}),
+    "effect_compartment": Case(levels={"concentration": (3.0, 12.0, 0.0)}),
+    "indirect_response_1": Case(levels={"concentration": (1.0, 6.0, 0.0)}),
+    "indirect_response_2": Case(levels={"concentration": (1.0, 6.0, 0.0)}),
+    "indirect_response_3": Case(levels={"concentration": (1.0, 6.0, 0.0)}),
+    "indirect_response_4": Case(levels={"concentration": (1.0, 6.0, 0.0)}),
+    "indirect_response_transit": Case(levels={"concentration": (1.0, 6.0, 0.0)}),
+    "warfarin": Case(span=144.0, amount={"oral": 100.0}),
+    "docetaxel_neutrophils": Case(span=500.0, amount={"iv": 100.0}),
+    "paclitaxel_leukocytes": Case(span=500.0, amount={"iv": 250.0}),
+    # Two levels tell the effect or the concentration of half of it.
+    "drug_hazard": Case(
+        levels={"concentration": (1.0, 8.0, 3.0)}, rest=None, recovered=("h0", "growth", "effect")
+    ),
     "fitzhugh_nagumo": Case(
         span=5.0, levels={"stimulus": (-0.4, -0.3, 0.0)}, rest=None, rtol=1e-11, step=1e-4
     ),
