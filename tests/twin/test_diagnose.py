@@ -13,10 +13,25 @@ import jax
 import numpy as np
 import pytest
 from scipy import special, stats
-from two_lines import BETA, DESIGN, OMEGA, SD, START, Lines, drawn_cohort, population
+from two_lines import (
+    BETA,
+    DESIGN,
+    OMEGA,
+    SD,
+    START,
+    Lines,
+    Nothing,
+    Steps,
+    drawn_cohort,
+    population,
+)
 
-from dtwin_jax.core.record import Series, stack
+from dtwin_jax.core.occasions import with_occasions
+from dtwin_jax.core.prior import halfnormal
+from dtwin_jax.core.record import Record, Series, stack
 from dtwin_jax.inference.estimate import estimate
+from dtwin_jax.inference.occasions import Occasions
+from dtwin_jax.inference.population import Population
 from dtwin_jax.twin.diagnose import diagnose
 
 
@@ -162,6 +177,28 @@ def test_residuals_under_proportional_errors(linear):
         within = 5.0 * np.sqrt(place * (1 - place) / 4000) / stats.norm.pdf(z) + 1e-3
         assert float(data["y_npd"][i, 0]) == pytest.approx(z, abs=within)
         assert float(data["y_npde"][i, 0]) == float(data["y_npd"][i, 0])
+
+
+def test_effects_of_occasions_are_part_of_the_residuals():
+    """Measurements of one occasion share an effect besides that of the patient."""
+    occasions = Occasions(2, {"level": halfnormal(0.5)})
+    people = Population(Steps(), ("level",), occasions=occasions)
+    time, rng = [0.0, 1.0, 2.0, 3.0], np.random.default_rng(5)
+    rows = {
+        who: with_occasions(Record(Nothing(), {"y": Series(time, 1.0 + rng.normal(size=4))}), [1.5], 2)
+        for who in ("a", "b")
+    }
+    start = {"level_pop": 1.0, "sd": 0.4, "omega_level": 0.9, "gamma_level": 0.5}
+    found = estimate(people, stack(rows), start=start, search=False)
+    tree = diagnose(people, stack(rows), found, key=jax.random.key(0), samples=2000)
+    same = np.kron(np.eye(2), np.ones((2, 2)))
+    v = 0.81 + 0.25 * same + 0.16 * np.eye(4)
+    for i, who in enumerate(rows):
+        exact = symmetric_root(v) @ (rows[who].observations["y"].value - 1.0)
+        np.testing.assert_allclose(tree["residuals"]["y_cwres"][i], exact, atol=1e-7)
+    drawn = tree["predictions"]["y"].values[:, 0]
+    np.testing.assert_allclose(np.cov(drawn.T), v, atol=5.0 * 1.3 * np.sqrt(2.0 / 2000))
+    assert tree["effects"]["effect"].values.tolist() == list(found.effects) and len(found.effects) == 3
 
 
 @pytest.fixture(scope="module")

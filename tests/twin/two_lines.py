@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
+from dtwin_jax.core.occasions import NEVER
 from dtwin_jax.core.prior import lognormal, normal
 from dtwin_jax.core.quantity import param
 from dtwin_jax.core.record import Record, Series
@@ -82,3 +83,36 @@ def drawn_cohort(design, seed=0, proportional=False, channels=("y", "z"), **know
 
 def population(f):
     return Population(f, ("level", "slope"))
+
+
+class Levels(eqx.Module):
+    level: Scalar = param(1.0, "1", normal(1.0, 2.0))
+    sd: Scalar = param(0.3, "1", lognormal(0.3, log_sd=0.5))
+
+
+class LevelsByOccasion(Levels):
+    level_1: Scalar = param(1.0, "1")
+    level_2: Scalar = param(1.0, "1")
+    occasion_2: Scalar = param(NEVER, "h")
+
+
+@dataclass(frozen=True)
+class Steps:
+    """`y` is normal about a level, which may be another one in the second occasion."""
+
+    occasions: int = 1
+    name: str = "steps"
+
+    def params(self) -> Any:
+        return Levels() if self.occasions == 1 else LevelsByOccasion()
+
+    def inputs(self) -> Any:
+        return Nothing()
+
+    def by_occasion(self, names: tuple[str, ...], count: int) -> Any:
+        return Steps(count)
+
+    def predict(self, p: Any, record: Record) -> dict[str, Any]:
+        time = record.observations["y"].time
+        mean = p.level if self.occasions == 1 else jnp.where(time < p.occasion_2, p.level_1, p.level_2)
+        return {"y": dist.Normal(mean * jnp.ones_like(time), p.sd)}
