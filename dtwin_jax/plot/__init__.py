@@ -8,6 +8,7 @@ from dtwin_jax.plot.influence import influence
 from dtwin_jax.plot.patients import patient_fit
 from dtwin_jax.plot.posterior import pairs, posterior, summarise, variability
 from dtwin_jax.plot.ranks import ranks
+from dtwin_jax.plot.statistics import posterior_check
 from dtwin_jax.plot.vpc import predictive_check
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "pairs",
     "patient_fit",
     "posterior",
+    "posterior_check",
     "predictive_check",
     "profile_panels",
     "ranks",

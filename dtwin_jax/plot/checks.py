@@ -84,7 +84,7 @@ def quantile_residuals(result: Any, channel: str) -> Residuals:
     place = (rank + 0.5) / (len(drawn) + 1.0)
     ids = patient_ids(group(result, "observed_data"))
     who = [ids[i] for i in np.nonzero(kept)[0]]
-    notes = _left_out(int((exists & (data.censor != 0)).sum()), exists & failed, ids)
+    notes = left_out(int((exists & (data.censor != 0)).sum()), exists & failed, ids)
     return Residuals(data.time[kept], np.median(expected[:, kept], axis=0), value, ndtri(place), who, notes)
 
 
@@ -113,7 +113,8 @@ def _flat(data: Any) -> np.ndarray:
     return values.reshape(-1, *values.shape[2:])
 
 
-def _left_out(censored: int, failed: np.ndarray, ids: list[str]) -> list[str]:
+def left_out(censored: int, failed: np.ndarray, ids: list[str]) -> list[str]:
+    """What is to be said of so many measurements at a limit, and of those (patient, point) that failed."""
     notes = [f"{counted(censored, 'measurement')} at a limit of quantification left out."] * bool(censored)
     if failed.any():
         who = [ids[i] for i in np.flatnonzero(failed.any(axis=1))]
