@@ -99,16 +99,18 @@ def test_page_holds_every_section_and_table(page):
         "variability",
         "convergence",
         "residuals",
+        "left-out",
         "predictive",
         "scores",
     ):
         assert f'<section id="{section}">' in page and f'href="#{section}"' in page
+    assert "expected log predictive density" in page and "Pareto k above limit" in page
     assert "0.213" in page and "−0.471" in page and "lognormal(median 5.20, cv 0.500)" in page
 
 
 def test_figures_are_json_that_a_script_element_can_hold(page):
     found = re.findall(r'<script type="application/json" id="data-[\w-]+">(.*?)</script>', page, flags=re.S)
-    assert len(found) == 6 + 7
+    assert len(found) == 6 + 9
     assert all(json.loads(text)["data"] and "<" not in text for text in found)
 
 

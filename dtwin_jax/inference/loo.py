@@ -17,7 +17,7 @@ from dtwin_jax.core.predictor import PENALTY
 from dtwin_jax.inference.importance import smoothed
 
 # Fewer draws than this cannot tell k.
-_FEWEST = 100
+FEWEST = 100
 # Effective draws without which the rest are as good as none.
 _SEVERAL = 3.0
 
@@ -43,8 +43,8 @@ def leave_one_out(tree: Any) -> Any:
 
     likelihood, observed = tree["log_likelihood"].dataset, tree["observed_data"].dataset
     draws = likelihood.sizes["chain"] * likelihood.sizes["draw"]
-    if draws < _FEWEST:
-        raise ValueError(f"leave_one_out: {draws} draws are too few, expected {_FEWEST} or more")
+    if draws < FEWEST:
+        raise ValueError(f"leave_one_out: {draws} draws are too few, expected {FEWEST} or more")
     found, parts, failed = {}, [], np.zeros(observed.sizes["patient"], bool)
     for name in map(str, likelihood.data_vars):
         each = np.asarray(likelihood[name].transpose("patient", ..., "chain", "draw"), float)
@@ -64,7 +64,7 @@ def leave_one_out(tree: Any) -> Any:
     ids = [str(who) for who in observed["patient"].values]
     attributes = {
         "elpd": float(elpd.sum()),
-        "se": float(np.sqrt(len(elpd)) * elpd.std()),
+        "se": float(np.sqrt(len(elpd)) * elpd.std()) if len(elpd) else float("nan"),
         "p": float(p.sum()),
         "n": len(elpd),
         "k_limit": limit,

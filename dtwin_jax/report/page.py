@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from dtwin_jax import plot
+from dtwin_jax.inference.loo import FEWEST, leave_one_out
+from dtwin_jax.plot.checks import quantile_residuals
 from dtwin_jax.plot.patients import channels, measured, patient_ids
 from dtwin_jax.plot.posterior import patient_names, shared_names, summarise
 from dtwin_jax.plot.theme import counted, group, label
@@ -105,6 +107,8 @@ def render_report(
         convergence=drawing("convergence", plot.convergence(result), "Rank plots of the chains."),
         diagnostics=tables.diagnostics(summaries),
         residuals=_residuals(result),
+        statistics=_statistics(result),
+        left_out=_left_out(result),
         predictive=_predictive(result, replicates),
         scores=tables.score_table(scores),
         provenance=tables.provenance(result),
@@ -201,6 +205,34 @@ def _residuals(result: Any) -> list[tuple[str, Drawing]]:
     return [
         (name, drawing(f"residuals-{i}", plot.residuals(result, name), says)) for i, name in enumerate(names)
     ]
+
+
+def _statistics(result: Any) -> list[tuple[str, Drawing]]:
+    """Posterior predictive checks of the channels of which a measurement is left."""
+    predictive = group(result, "posterior_predictive") if "posterior_predictive" in result.children else {}
+    says, out = "Statistics of the measurements among those of data drawn from the posterior.", []
+    for name in (name for name in channels(result) if name in predictive):
+        if len(quantile_residuals(result, name).z):
+            fig = plot.posterior_check(result, name)
+            out.append((name, drawing(f"statistics-{len(out)}", fig, says)))
+    return out
+
+
+def _left_out(result: Any) -> tuple[tables.Table, list[tuple[str, Drawing]]] | None:
+    """Leave-one-out densities and their figures; None where the draws do not tell."""
+    likelihood = group(result, "log_likelihood") if "log_likelihood" in result.children else None
+    if likelihood is None or likelihood.sizes["chain"] * likelihood.sizes["draw"] < FEWEST:
+        return None
+    found = leave_one_out(result)
+    if not found.attrs["n"]:
+        return None
+    says = "Pareto k and log predictive density of every measurement."
+    figures = [
+        (name, drawing(f"influence-{i}", plot.influence(result, found, name), says))
+        for i, name in enumerate(channels(result))
+        if f"{name}_elpd" in found
+    ]
+    return tables.left_out(found), figures
 
 
 def _predictive(result: Any, replicates: Any) -> list[tuple[str, Drawing]]:

@@ -58,6 +58,16 @@ def facts(result: Any, ids: Sequence[str]) -> list[tuple[str, str, str]]:
     ]
 
 
+def left_out(found: Any) -> Table:
+    """What leaving each measurement out says of the model, from `leave_one_out`."""
+    told = found.attrs
+    density = f"{significant(told['elpd'])} ± {significant(told['se'])}"
+    doubtful = f"{told['unreliable']:,} of {told['n']:,}"
+    row = (density, significant(told["p"]), doubtful, f"{told['k_limit']:.2f}")
+    head = ("expected log predictive density", "effective parameters", "Pareto k above limit", "limit")
+    return Table(head, (row,), 0)
+
+
 def covariates(result: Any, patient: str) -> list[str]:
     """Up to four facts known of a patient, each with its unit."""
     known = group(result, "constant_data") if "constant_data" in result.children else {}

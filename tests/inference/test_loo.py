@@ -64,6 +64,9 @@ def test_padding_and_measurements_without_a_likelihood_are_no_result(tree):
     assert known.tolist() == [[True, False, False, True], [True, True, True, False]]
     assert np.array_equal(np.isfinite(found["y_pareto_k"].values), known)
     assert json.loads(found.attrs["failed"]) == ["a"] and found.attrs["n"] == 5
+    broken["log_likelihood"]["y"].values[:] = np.nan
+    nothing = leave_one_out(broken).attrs
+    assert nothing["n"] == 0 and np.isnan(nothing["se"]) and json.loads(nothing["failed"]) == ["a", "b"]
 
 
 def test_a_measurement_that_decides_is_unreliable(tree):
