@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from dtwin_jax.core.quantity import check_names, replace_fields
+from dtwin_jax.core.rules import Rules, no_rules, padded
 from dtwin_jax.core.signal import AbstractSignal, Doses, Sampled, Steps
 from dtwin_jax.core.types import Codes, Mask, Scalar, Vector
 
@@ -250,8 +251,11 @@ def _stack_signals(name: str, signals: Sequence[Any], starts: Sequence[float]) -
     (kind,) = kinds
     signals = [_promote(name, kind, signal, t0) for signal, t0 in zip(signals, starts, strict=True)]
     length = max(1, *(len(signal.time) for signal in signals))
-    padded = [_pad_signal(signal, length, t0) for signal, t0 in zip(signals, starts, strict=True)]
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *padded)
+    rules = _stack_rules(signals, length) if kind is Doses else [None] * len(signals)
+    alike = [
+        _pad_signal(signal, length, t0, rule) for signal, t0, rule in zip(signals, starts, rules, strict=True)
+    ]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *alike)
 
 
 def _promote(name: str, kind: type, signal: Any, t0: float) -> Any:
@@ -267,7 +271,17 @@ def _promote(name: str, kind: type, signal: Any, t0: float) -> Any:
     return kind([t0], [float(signal)])
 
 
-def _pad_signal(signal: Any, length: int, t0: float) -> Any:
+def _stack_rules(signals: Sequence[Doses], length: int) -> list[Rules | None]:
+    """The rules of all, padded alike; None where nobody has any."""
+    if all(signal.rules is None for signal in signals):
+        return [None] * len(signals)
+    rules = [signal.rules or no_rules(len(signal.time)) for signal in signals]
+    restarts = max(len(rule.restarts.time) for rule in rules)
+    overlap = max(rule.restarts.overlap for rule in rules)
+    return [padded(rule, length, restarts, overlap) for rule in rules]
+
+
+def _pad_signal(signal: Any, length: int, t0: float, rules: Rules | None) -> Any:
     last = signal.time[-1] if len(signal.time) else t0
     if isinstance(signal, Doses):
         # Padding has amount 0, so no mask is needed.
@@ -275,6 +289,7 @@ def _pad_signal(signal: Any, length: int, t0: float) -> Any:
             _pad(signal.time, length, last),
             _pad(signal.amount, length, 0.0),
             _pad(signal.duration, length, 0.0),
+            rules,
         )
     if isinstance(signal, Steps | Sampled):
         return type(signal)(_pad(signal.time, length, last), _pad(signal.value, length, signal.value[-1]))

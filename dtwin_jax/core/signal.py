@@ -11,6 +11,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
+from dtwin_jax.core.rules import Rules, modelled, scaled
 from dtwin_jax.core.types import Scalar, Vector
 
 
@@ -60,32 +61,51 @@ class Doses(AbstractSignal):
         time: start, in the model's unit of time, sorted.
         amount: in the input's unit times the unit of time; padding has amount 0.
         duration: 0 is a bolus.
+        rules: resets, steady states and modelled rates, as an event table may have them; usually None.
     """
 
     time: Vector
     amount: Vector
     duration: Vector
+    rules: Rules | None
 
-    def __init__(self, time: Any, amount: Any, duration: Any = 0.0):
+    def __init__(self, time: Any, amount: Any, duration: Any = 0.0, rules: Rules | None = None):
         """Lists or arrays of one length; an amount or duration that all doses share may be one number."""
         self.time = _floats(time)
         self.amount = _for_each("Doses", "amount", _floats(amount), self.time)
         self.duration = _for_each("Doses", "duration", _floats(duration), self.time)
+        self.rules = rules
 
     def __call__(self, t: Any) -> Any:
         """Rate of the infusions running at `t`; an infusion is on at its start and off at its end."""
-        infused = self.duration > 0
+        infused = ~(self.duration <= 0)
         rate = jnp.where(infused, self.amount / jnp.where(infused, self.duration, 1.0), 0.0)
-        running = (self.time <= t) & (t < self.time + self.duration)
-        return jnp.sum(jnp.where(running, rate, 0.0))
+        running = (self.time <= t) & ~(t >= self._stops())
+        total = jnp.sum(jnp.where(running, rate, 0.0))
+        if self.rules is None:
+            return total
+        start, stop, rate = self.rules.restarts.tails()
+        return total + jnp.sum(jnp.where((start <= t) & ~(t >= stop), rate, 0.0))
 
     def edges(self) -> Any:
-        """Starts and ends."""
-        return jnp.concatenate([self.time, self.time + self.duration])
+        """Starts and ends, and moments at which the state is set anew."""
+        times = [self.time, self._stops()]
+        if self.rules is not None:
+            restarts = self.rules.restarts
+            times += [restarts.time, restarts.tails()[1].reshape(-1)]
+        return jnp.concatenate([jnp.asarray(each) for each in times])
 
     def impulses(self) -> tuple[Any, Any]:
         """Times and amounts of the boluses (amount 0 for an infusion)."""
-        return self.time, jnp.where(self.duration > 0, 0.0, self.amount)
+        amount = jnp.where(self.duration > 0, 0.0, self.amount)
+        if self.rules is not None:
+            amount = jnp.where(self.time < self.rules.until, amount, 0.0)
+        return self.time, amount
+
+    def _stops(self) -> Any:
+        """Ends of infusions."""
+        stop = self.time + self.duration
+        return stop if self.rules is None else jnp.clip(stop, None, jnp.maximum(self.rules.until, self.time))
 
 
 def _check_shapes(signal: Any) -> None:
@@ -150,23 +170,68 @@ class Sampled(AbstractSignal):
 
 
 def delay(signal: Any, lag: Any) -> Any:
-    """`signal` moved `lag` later; a constant is unchanged. Differentiable in `lag`."""
+    """`signal` moved `lag` later; a constant is unchanged. Differentiable in `lag`.
+
+    A moment at which the state is set anew is not moved: the body is in the steady state of doses that have
+    always arrived so late. Where the lag is longer than the interval between them, the state is followed
+    backwards from the last dose, as NONMEM does, and may be far off until the dose arrives.
+    """
     if not isinstance(signal, AbstractSignal):
         return signal
-    return eqx.tree_at(lambda s: s.time, signal, signal.time + lag)
+    moved = eqx.tree_at(lambda s: s.time, signal, signal.time + lag)
+    if _rules(moved) is None:
+        return moved
+    return eqx.tree_at(lambda s: s.rules.restarts.lag, moved, moved.rules.restarts.lag + lag)
 
 
 def scale(signal: Any, factor: Any) -> Any:
-    """`signal` times `factor` (bioavailability)."""
+    """`signal` times `factor` (bioavailability).
+
+    An infusion keeps its duration, or, where a table stated its rate, that rate.
+    """
     if isinstance(signal, Doses):
-        return eqx.tree_at(lambda s: s.amount, signal, signal.amount * factor)
+        more = eqx.tree_at(lambda s: s.amount, signal, signal.amount * factor)
+        return _with_durations(more, lambda held, _, duration: scaled(held, duration, factor), factor)
     if isinstance(signal, Steps | Sampled):
         return eqx.tree_at(lambda s: s.value, signal, signal.value * factor)
     return signal * factor
 
 
-def infuse(signal: Any, duration: Any) -> Any:
-    """`signal` with every dose given over `duration`; anything but doses is unchanged."""
+def infuse(signal: Any, duration: Any = None, *, rate: Any = None) -> Any:
+    """`signal` with every dose given over `duration`, or at `rate`; anything but doses is unchanged.
+
+    Of doses that a table gives with RATE -1 and -2 only these: `rate` is that of the first kind, `duration`
+    of the second.
+    """
     if not isinstance(signal, Doses):
         return signal
-    return eqx.tree_at(lambda s: s.duration, signal, jnp.broadcast_to(duration, signal.time.shape))
+    if signal.rules is None:
+        over = signal.amount / rate if duration is None else duration
+        return eqx.tree_at(lambda s: s.duration, signal, jnp.broadcast_to(over, signal.time.shape))
+
+    def stated(held: Any, amount: Any, before: Any) -> Any:
+        return modelled(held, amount, before, over=duration, rate=rate)
+
+    return _with_durations(signal, stated)
+
+
+def _rules(signal: Any) -> Rules | None:
+    return getattr(signal, "rules", None)
+
+
+def _with_durations(doses: Doses, change: Any, factor: Any = 1.0) -> Doses:
+    """Doses with durations `change(held, amount, duration)`, also those of steady states."""
+    rules = doses.rules
+    if rules is None:
+        return doses
+    again = rules.restarts
+    amount = again.amount * factor
+    return eqx.tree_at(
+        lambda s: (s.duration, s.rules.restarts.amount, s.rules.restarts.duration),
+        doses,
+        (
+            change(rules.held, doses.amount, doses.duration),
+            amount,
+            change(again.held, amount, again.duration),
+        ),
+    )

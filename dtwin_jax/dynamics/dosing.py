@@ -27,12 +27,15 @@ class Pieces(eqx.Module):
         bounds: (events + 2,) start, events, end; events outside are moved to the nearer limit.
         held: (events + 1,) inputs by piece, every signal that is constant there replaced by its value.
         amount: (events + 1,) inputs by piece, the bolus amount given at the end of the piece.
+        restart: (events + 1,) whether the state is cleared at the end of the piece, before boluses, and what
+            is added to it; None where nothing of the kind happens.
     """
 
     event: Float[AnyArray, " events"]
     bounds: Float[AnyArray, " bounds"]
     held: Any
     amount: Any
+    restart: Any = None
 
 
 def in_order(x: Any) -> tuple[Any, Any]:

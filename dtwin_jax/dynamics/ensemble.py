@@ -21,6 +21,7 @@ from dtwin_jax.dynamics.plan import inputs_of, planned
 from dtwin_jax.dynamics.rosenbrock import Rosenbrock
 from dtwin_jax.dynamics.sensitivity import differentiated_as, with_sensitivities
 from dtwin_jax.dynamics.simulate import Trajectory, simulate
+from dtwin_jax.dynamics.steady import has_restarts
 
 _IMPLICIT = (diffrax.Kvaerno3, diffrax.Kvaerno4, diffrax.Kvaerno5)
 _EXPLICIT = (diffrax.Tsit5, diffrax.Dopri5, diffrax.Bosh3)
@@ -56,7 +57,7 @@ def simulate_cohort(  # noqa: PLR0913
     * with a step size that adapts, in lanes: one loop in which every patient has his own step size, and the
       next of the queue takes the place of one who is finished. `Tsit5`, `Dopri5` and `Bosh3` take their own
       steps, `Kvaerno3`, `Kvaerno4` and `Kvaerno5` those of a `Rosenbrock` method of the same purpose;
-    * else (an SDE, a fixed step, another method) by `simulate` under `vmap`.
+    * else (an SDE, a fixed step, another method, doses with steady states) by `simulate` under `vmap`.
 
     Compiled at the first call for a size of cohort, which is rounded up: cohorts of a near size compile
     nothing anew. Under `jit` too.
@@ -165,7 +166,8 @@ def _rounded(count: int, devices: int) -> int:
 
 def _cycles(model: Any, inputs: Any, in_axes: tuple, times: Any, after: Any, t0: Any) -> Cycles | None:
     """How the schedule repeats, where the flow can make use of it."""
-    by_flow = model.flow is not None and model.diffusion is None and not has_samples(inputs)
+    by_flow = model.flow is not None and model.diffusion is None
+    by_flow = by_flow and not has_samples(inputs) and not has_restarts(inputs)
     shared = in_axes[1] is None and in_axes[2] is None
     return cycles_of(inputs, times, after, t0) if by_flow and shared else None
 
@@ -182,10 +184,11 @@ def _solved(
 
 def _by_blocks(how: _How, leaves: list[Any], keys: Any, count: Any, cycles: Cycles | None) -> Trajectory:
     size = next(leaf.shape[0] for leaf, alone in zip(leaves, how.shared, strict=True) if not alone)
-    _, inputs, *_ = jax.tree.unflatten(how.structure, how.shared)
+    _, inputs, *_ = jax.tree.unflatten(how.structure, leaves)
     # A flow holds while inputs do not change.
     ours = replace(how.model, flow=None) if has_samples(inputs) else how.model
-    method = lanes_of(ours)
+    # Lanes do not know steady states.
+    method = None if has_restarts(inputs) else lanes_of(ours)
     few = size < _FEW and isinstance(method, Explicit)
 
     def solved(leaves: list[Any], keys: Any, waiting: Any) -> Trajectory:

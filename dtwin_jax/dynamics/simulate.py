@@ -11,6 +11,7 @@ import lineax
 from dtwin_jax.core.types import Scalar, Vector
 from dtwin_jax.dynamics.dosing import Pieces, corners, cross_event, cut, has_samples, inputs_at, piece_of
 from dtwin_jax.dynamics.solver import Outcome, Solver
+from dtwin_jax.dynamics.steady import refuse_restarts, restarted, with_restarts
 from dtwin_jax.dynamics.vector import packing
 
 # Up to this many events, a solve stops at the events only and interpolates the wanted times, which costs
@@ -91,15 +92,17 @@ def _solve(model: Any, p: Any, inputs: Any, times: Any, after: Any, t0: Any, key
         inputs = model.dosing(inputs, p)
     t1 = jnp.maximum(jnp.max(times), t0)
     if model.flow is not None and model.diffusion is None and not has_samples(inputs):
-        return _solve_by_flow(model, p, inputs, cut(inputs, t0, t1), times, after)
+        pieces = with_restarts(model, p, inputs, cut(inputs, t0, t1), _by_flow)
+        return _solve_by_flow(model, p, inputs, pieces, times, after)
     if model.diffusion is None:
-        pieces = cut(inputs, t0, t1)
+        pieces = with_restarts(model, p, inputs, cut(inputs, t0, t1), _by_steps)
         if pieces.event.shape[0] <= FEW_EVENTS:
             return _solve_by_steps(model, p, inputs, pieces, (times, after), _terms_of(model), inside=True)
         terms = _terms_of(model)
     else:
+        refuse_restarts(inputs, f"{model.name}, which has a diffusion,")
         terms = _noisy_terms_of(model, t0, t1, key)
-    pieces = cut(inputs, t0, t1, stops=times)
+    pieces = with_restarts(model, p, inputs, cut(inputs, t0, t1, stops=times), _by_steps)
     return _solve_by_steps(model, p, inputs, pieces, (times, after), terms, inside=False)
 
 
@@ -107,14 +110,14 @@ def _solve_by_flow(model: Any, p: Any, inputs: Any, pieces: Pieces, times: Any, 
     bounds = pieces.bounds
 
     def cross(x, piece):
-        start, stop, held, amount = piece
+        start, stop, held, amount, restart = piece
         u = inputs_at(inputs, held, start)
-        end = model.flow(stop - start, x, u, p)
+        end = restarted(model.flow(stop - start, x, u, p), restart)
         return cross_event(model, stop, end, u, amount, p), x
 
     # States stay apart here: in one vector, a cohort's would lie with the short axis last.
     start = jax.tree.map(lambda x: jnp.asarray(x, float), model.init(p))
-    rows = (bounds[:-1], bounds[1:], pieces.held, pieces.amount)
+    rows = (bounds[:-1], bounds[1:], pieces.held, pieces.amount, pieces.restart)
     _, starts = jax.lax.scan(cross, start, rows)
     index = piece_of(pieces.event, times, after)
     acting = _inputs_in(inputs, pieces, times, index)
@@ -151,7 +154,7 @@ def _solve_by_steps(
 
     def cross(carry, piece):
         x, outcome, steps = carry
-        start, stop, held, amount = piece
+        start, stop, held, amount, restart = piece
         going = outcome == Outcome.SOLVED
         # A piece after a failure is solved from the initial state, and its result thrown away: a NaN
         # would make the controller shrink its step until max_steps.
@@ -162,11 +165,11 @@ def _solve_by_steps(
         seen = jnp.where(going & jnp.isfinite(saved), saved, jnp.nan)
         limits = jnp.where(going, x, jnp.nan), jnp.where(outcome == Outcome.SOLVED, end, jnp.nan)
         u = inputs_at(inputs, held, stop)
-        following = pack(cross_event(model, stop, unpack(end), u, amount, p))
+        following = pack(cross_event(model, stop, restarted(unpack(end), restart), u, amount, p))
         return (following, outcome, steps + taken), (seen, *limits)
 
     carry = (start0, jnp.asarray(int(Outcome.SOLVED)), jnp.asarray(0))
-    rows = (pieces.bounds[:-1], pieces.bounds[1:], pieces.held, pieces.amount)
+    rows = (pieces.bounds[:-1], pieces.bounds[1:], pieces.held, pieces.amount, pieces.restart)
     (_, outcome, steps), (seen, starts, ends) = jax.lax.scan(cross, carry, rows)
     index = piece_of(pieces.event, times, after)
     if inside:
@@ -180,6 +183,24 @@ def _solve_by_steps(
         solution,
         (states[back], jax.tree.map(lambda leaf: leaf[back], solution.inputs)),
     )
+
+
+def _by_flow(model: Any, p: Any) -> Any:
+    """How the state moves under constant inputs."""
+    return lambda dt, x, u: model.flow(dt, x, u, p)
+
+
+def _by_steps(model: Any, p: Any) -> Any:
+    """The same by the solver; NaN where it fails."""
+    pack, unpack = packing(jax.eval_shape(model.init, p))
+    options = {"stepsize_controller": step_sizes(model.solver, None), **model.solver.arguments()}
+
+    def move(dt: Any, x: Any, u: Any) -> Any:
+        start, none = jnp.zeros(()), jnp.zeros(0)
+        _, end, code, _ = _solve_piece(_terms_of(model)(u, {}, p), pack(x), start, dt, none, options)
+        return unpack(jnp.where(code == Outcome.SOLVED, end, jnp.nan))
+
+    return move
 
 
 def _inputs_in(inputs: Any, pieces: Pieces, times: Any, index: Any) -> Any:
@@ -214,7 +235,7 @@ def _solve_piece(terms: Any, x: Any, start: Any, stop: Any, times: Any, options:
     end = ys[0][0]
     if isinstance(terms, diffrax.ODETerm):
         # Where an event falls on another, the piece between them takes no step, but moves with its limits.
-        end = jnp.where(stop > start, end, x + (stop - start) * terms.vf(start, x, None))
+        end = jnp.where(stop != start, end, x + (stop - start) * terms.vf(start, x, None))
     saved = ys[1] if times.shape[0] else jnp.zeros((0, end.shape[0]), end.dtype)
     finite = jnp.all(jnp.isfinite(end))
     code = jnp.where(finite, int(Outcome.SOLVED), int(Outcome.NOT_FINITE))

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from dtwin_jax.core.record import SEEN
+from dtwin_jax.core.rules import DURATION, NOTHING
 from dtwin_jax.core.units import UnitError, factor
 from dtwin_jax.io.cells import Columns, Texts
 from dtwin_jax.io.names import Vocabulary, renamed
@@ -25,6 +27,10 @@ class Facts:
         duration: in the model's unit of time; 0 is at once.
         censor: -1 below `value`, 0 seen, +1 above.
         given: True where the value is an amount that was given, whatever its unit.
+        later: time after that of the row, in the model's unit: of additional doses.
+        held: code of `core.rules`, of a dose.
+        restart: code of `core.rules`: the fact is no dose, but sets the state anew.
+        interval: between the doses of a steady state, in the model's unit of time.
         column: position in `columns`.
         units: the units that the file names.
         columns: roles of the columns that the values come from.
@@ -37,6 +43,10 @@ class Facts:
     duration: np.ndarray
     censor: np.ndarray
     given: np.ndarray
+    later: np.ndarray
+    held: np.ndarray
+    restart: np.ndarray
+    interval: np.ndarray
     column: np.ndarray
     units: tuple[str, ...]
     columns: tuple[str, ...]
@@ -59,12 +69,20 @@ class Reading:
         time: of every row, in the model's unit; NaN where blank.
         facts: in the order of the rows.
         shape: how an input's values stand between their times where the caller did not say.
+        after: whether a measurement beside which no dose stands is made after what happens at its time: a
+            dose that comes with a lag, or an additional one.
     """
 
     columns: Columns
     time: np.ndarray
     facts: Facts
     shape: str
+    after: bool = False
+
+    @property
+    def when(self) -> np.ndarray:
+        """The time of every fact."""
+        return self.time[self.facts.row] + self.facts.later
 
 
 def facts_of(
@@ -77,6 +95,7 @@ def facts_of(
     duration: np.ndarray | float = 0.0,
     censor: np.ndarray | int = SEEN,
     given: bool = False,
+    **rules: Any,
 ) -> Facts:
     """The facts of one column.
 
@@ -89,8 +108,10 @@ def facts_of(
         duration: in the model's unit of time.
         censor: -1, 0 or +1.
         given: whether these are amounts.
+        rules: `later`, `held`, `restart` and `interval` of doses.
     """
     count = len(rows)
+    rules = {"later": 0.0, "held": DURATION, "restart": NOTHING, "interval": 0.0} | rules
     return Facts(
         row=rows,
         target=np.broadcast_to(np.asarray(target, int), count),
@@ -99,6 +120,7 @@ def facts_of(
         duration=np.broadcast_to(np.asarray(duration, float), count),
         censor=np.broadcast_to(np.asarray(censor, int), count),
         given=np.full(count, given),
+        **{name: np.broadcast_to(np.asarray(value), count) for name, value in rules.items()},
         column=np.zeros(count, int),
         units=units.labels,
         columns=(role,),
@@ -119,13 +141,26 @@ def join(parts: Iterable[Facts]) -> Facts:
     return joined.take(np.argsort(joined.row, kind="stable"))
 
 
-def times(columns: Columns, vocabulary: Vocabulary, optional: np.ndarray | None = None) -> np.ndarray:
+def times(
+    columns: Columns,
+    vocabulary: Vocabulary,
+    optional: np.ndarray | None = None,
+    resets: np.ndarray | None = None,
+) -> np.ndarray:
     """The time of every row in the model's unit, NaN where `optional` and blank.
+
+    Args:
+        columns: of the table.
+        vocabulary: the model's names.
+        optional: rows whose time may be blank.
+        resets: rows at which time may begin anew; what follows is told from the time before it.
 
     Raises:
         TableError: a blank time, or times of a patient that decrease.
     """
     time = columns.number("time")
+    if resets is not None:
+        time = _going_on(time, columns.patient, resets)
     missing = np.isnan(time) if optional is None else np.isnan(time) & ~optional
     columns.refuse(missing, "time", "a time")
     timed = np.flatnonzero(~np.isnan(time))
@@ -142,6 +177,18 @@ def times(columns: Columns, vocabulary: Vocabulary, optional: np.ndarray | None 
             "the times of a patient in order",
         )
     return time * time_factor(columns, vocabulary, "time")
+
+
+def _going_on(time: np.ndarray, patient: np.ndarray, resets: np.ndarray) -> np.ndarray:
+    """Times that go on at a reset whose own time is earlier than that of the row before."""
+    time = time.copy()
+    for row in np.flatnonzero(resets):
+        mine = patient == patient[row]
+        before = np.flatnonzero(mine[:row])
+        back = time[before[-1]] - time[row] if len(before) else 0.0
+        if back > 0:
+            time[row:] += np.where(mine[row:], back, 0.0)
+    return time
 
 
 def time_factor(columns: Columns, vocabulary: Vocabulary, role: str) -> float:

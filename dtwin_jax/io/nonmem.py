@@ -1,15 +1,17 @@
 """Tables in the form of NONMEM: one row an event, `ID, TIME, AMT, RATE, DV, EVID, MDV, CMT` and covariates.
 
 Beside these: `DVID` names the output, `UNIT` the unit of AMT or DV of the row, `CENS` (1 below, -1 above),
-`LLOQ` and `LIMIT` tell of values beyond the limits of an assay. Additional doses, steady state and resets are
-not supported yet.
+`LLOQ` and `LIMIT` tell of values beyond the limits of an assay; `ADDL`, `II`, `SS` and `DUR` of doses. A
+time that goes back at a reset (EVID 3 and 4) is told from the time before it. A dose that arrives with a lag
+at the time of a measurement is before it, as is an additional one.
 """
 
 import numpy as np
 
 from dtwin_jax.core.record import ABOVE, BELOW
-from dtwin_jax.io.cells import Columns, Kind, Texts, read_columns
-from dtwin_jax.io.facts import NO_UNITS, Facts, Reading, facts_of, join, time_factor, times
+from dtwin_jax.io.cells import Columns, Kind, read_columns
+from dtwin_jax.io.facts import NO_UNITS, Facts, Reading, facts_of, join, times
+from dtwin_jax.io.given import CLEARED, CLEARED_AND_DOSED, DOSED, OBSERVED, OTHER, given, whole
 from dtwin_jax.io.names import IGNORED, INPUT, OUTPUT, UNKNOWN, Vocabulary, find, lay_out, suggestion
 from dtwin_jax.io.rows import Source
 
@@ -27,101 +29,64 @@ FIXED: dict[str, Kind] = {
     "lloq": "number",
     "limit": "number",
     "unit": "text",
+    "dur": "number",
     "addl": "number",
     "ii": "number",
     "ss": "number",
 }
-OBSERVED, DOSED, OTHER = 0, 1, 2
 
 
-def read_events(source: Source, vocabulary: Vocabulary) -> Reading:
+def read_events(source: Source, vocabulary: Vocabulary, carry: str = "forward") -> Reading:
     """The facts of a table of events.
+
+    Args:
+        source: the table.
+        vocabulary: the model's names.
+        carry: `"forward"`: a covariate that varies holds from its row on; `"backward"`: from the row before.
 
     Raises:
         TableError: a column or a value that the form does not allow.
     """
     layout = lay_out(source, vocabulary, FIXED, ("id", "time"), model_columns=True)
     columns = read_columns(source, layout.roles)
-    time = times(columns, vocabulary)
     event = _events(columns)
-    parts = [_doses(columns, vocabulary, event), _observations(columns, vocabulary, event)]
-    parts += [_changes(columns, role, target) for role, target in layout.columns.items()]
-    return Reading(columns, time, join(parts), shape="steps")
+    _check_together(columns)
+    time = times(columns, vocabulary, resets=np.isin(event, (CLEARED, CLEARED_AND_DOSED)))
+    parts = [*given(columns, vocabulary, event), _observations(columns, vocabulary, event)]
+    for role, target in layout.columns.items():
+        _check_stated(columns, vocabulary, role, target)
+        back = time if carry == "backward" and vocabulary.targets[target].kind == INPUT else None
+        parts.append(_changes(columns, role, target, back))
+    return Reading(columns, time, join(parts), shape="steps", after=True)
 
 
 def _events(columns: Columns) -> np.ndarray:
     """What each row is; without EVID a row with an amount is a dose."""
-    for role, meaning in (("addl", "additional doses"), ("ss", "steady state")):
-        columns.refuse(columns.number(role, 0.0) != 0, role, f"0: {meaning} are not supported yet")
-    amount = columns.number("amt", 0.0)
+    amount, value = columns.number("amt", 0.0), columns.number("dv", 0.0)
     stated = columns.number("evid")
-    columns.refuse(
-        (stated == 3) | (stated == 4), "evid", "0, 1 or 2: resets (EVID 3 and 4) are not supported yet"
-    )
-    known = np.isnan(stated) | np.isin(stated, (OBSERVED, DOSED, OTHER))
-    columns.refuse(~known, "evid", "0 (observation), 1 (dose) or 2 (other)")
+    known = np.isnan(stated) | np.isin(stated, (OBSERVED, DOSED, OTHER, CLEARED, CLEARED_AND_DOSED))
+    columns.refuse(~known, "evid", "0 (observation), 1 (dose), 2 (other), 3 (reset) or 4 (reset and dose)")
     event = np.where(np.isnan(stated), amount != 0, stated).astype(int)
     columns.refuse((event == OBSERVED) & (amount != 0), "amt", "no amount in an observation (EVID 0)")
     missing = columns.number("mdv", 0.0)
     columns.refuse(~np.isin(missing, (0, 1)), "mdv", "0 or 1")
+    measured = np.isin(event, (DOSED, CLEARED_AND_DOSED)) & (value != 0) & (missing == 0)
+    columns.refuse(measured, "dv", "nothing, 0 or MDV 1 in a dose: a measurement has a row of its own")
     return event
 
 
-def _doses(columns: Columns, vocabulary: Vocabulary, event: np.ndarray) -> Facts:
-    dosed = event == DOSED
-    amount, rate = columns.number("amt"), columns.number("rate", 0.0)
-    if dosed.any() and "amt" not in columns.numbers:
-        raise columns.error(np.argmax(dosed), "amt", "no such column", "the amount of a dose (EVID 1)")
-    columns.refuse(dosed & ~(amount >= 0), "amt", "the amount of a dose, not negative")
-    columns.refuse(
-        dosed & (rate < 0), "rate", "a rate that is not negative: modelled rates are not supported yet"
-    )
-    rows = np.flatnonzero(dosed)
-    amount, rate = amount[rows], rate[rows]
-    duration = np.where(rate > 0, amount / np.where(rate > 0, rate, 1.0), 0.0)
-    return facts_of(
-        rows,
-        _compartments(columns, vocabulary, rows),
-        amount,
-        "amt",
-        units=columns.texts.get("unit", NO_UNITS),
-        duration=duration * time_factor(columns, vocabulary, "time"),
-        given=True,
-    )
-
-
-def _compartments(columns: Columns, vocabulary: Vocabulary, rows: np.ndarray) -> np.ndarray:
-    """The input of each dose."""
-    inputs = {vocabulary.targets[i].name: i for i in vocabulary.of_kind(INPUT)}
-    mapped = set(vocabulary.compartments.values())
-    alone = next(iter(mapped or inputs)) if len(mapped or inputs) == 1 else None
-    cmt = columns.texts.get("cmt", Texts(np.zeros(len(columns.lines), int), ("",)))
-    meaning = np.full(len(cmt.labels), UNKNOWN)
-    for code, label in enumerate(cmt.labels):
-        name = vocabulary.compartments.get(_whole(label)) or (label if label in inputs else None)
-        if name is None and (not label or not mapped):
-            name = alone
-        if name is not None:
-            meaning[code] = inputs[name]
-    chosen = meaning[cmt.codes[rows]]
-    if (chosen == UNKNOWN).any():
-        row = int(rows[np.argmax(chosen == UNKNOWN)])
-        label = _whole(cmt.labels[cmt.codes[row]]) or "1"
-        example = next((name for name in inputs if name not in mapped), "...")
-        has = ", ".join(inputs) or "none"
-        raise columns.error(
-            row,
-            "cmt",
-            columns.shown(row, "cmt") if "cmt" in columns.texts else "no such column",
-            f"an input of the model ({has}); pass inputs={{{label!r}: {example!r}}}",
+def _check_together(columns: Columns) -> None:
+    """Refuse a patient whose rows do not follow each other: NONMEM would take him for two."""
+    new = np.flatnonzero(np.diff(columns.patient, prepend=-1) != 0)
+    again = columns.patient[new] < np.maximum.accumulate(columns.patient[new])
+    if again.any():
+        row = int(new[np.argmax(again)])
+        last = int(np.flatnonzero(columns.patient[:row] == columns.patient[row])[-1])
+        found = f"{columns.patients[columns.patient[row]]!r} again"
+        expected = (
+            f"all rows of a patient together: the one before is {columns.source.word} {columns.lines[last]}"
         )
-    return chosen
-
-
-def _whole(label: str) -> str:
-    """`"1"` for `"1.0"`: compartments are counted."""
-    head, _, tail = label.partition(".")
-    return head if head.isdigit() and not tail.strip("0") else label
+        raise columns.error(row, "id", found, expected)
 
 
 def _observations(columns: Columns, vocabulary: Vocabulary, event: np.ndarray) -> Facts:
@@ -169,7 +134,7 @@ def _outputs(columns: Columns, vocabulary: Vocabulary, rows: np.ndarray) -> np.n
     meaning = np.asarray([_output(vocabulary, label) for label in labels])
     used = np.unique(codes)
     strange = [code for code in used if meaning[code] == UNKNOWN]
-    if len(outputs) == 1 and len({_whole(labels[code]) for code in used if meaning[code] != IGNORED}) == 1:
+    if len(outputs) == 1 and len({whole(labels[code]) for code in used if meaning[code] != IGNORED}) == 1:
         meaning[strange] = outputs[0]
     chosen = meaning[codes]
     if (chosen == UNKNOWN).any():
@@ -184,7 +149,7 @@ def _outputs(columns: Columns, vocabulary: Vocabulary, rows: np.ndarray) -> np.n
 
 def _output(vocabulary: Vocabulary, label: str) -> int:
     found = find(vocabulary, label)
-    found = find(vocabulary, _whole(label)) if found == UNKNOWN else found
+    found = find(vocabulary, whole(label)) if found == UNKNOWN else found
     return found if found == IGNORED or found in vocabulary.of_kind(OUTPUT) else UNKNOWN
 
 
@@ -192,11 +157,32 @@ def _names(vocabulary: Vocabulary) -> str:
     return "one of " + ", ".join(vocabulary.targets[i].name for i in vocabulary.of_kind(OUTPUT))
 
 
-def _changes(columns: Columns, role: str, target: int) -> Facts:
-    """The rows at which a covariate is first stated or changes; blank means "as before"."""
+def _check_stated(columns: Columns, vocabulary: Vocabulary, role: str, target: int) -> None:
+    """Refuse a covariate that is never stated of a patient."""
+    meaning = vocabulary.targets[target]
+    if meaning.kind == INPUT and meaning.name not in vocabulary.covariates:
+        return
+    stated = np.bincount(columns.patient[~np.isnan(columns.numbers[role])], minlength=len(columns.patients))
+    columns.refuse((stated == 0)[columns.patient], role, "a value in one row of the patient at least")
+
+
+def _changes(columns: Columns, role: str, target: int, back: np.ndarray | None) -> Facts:
+    """The rows at which a covariate is first stated or changes; blank means "as before".
+
+    Args:
+        columns: of the table.
+        role: of the covariate.
+        target: its position in the vocabulary.
+        back: times of all rows, where a value holds from the row before.
+    """
     value = columns.numbers[role]
     stated = np.flatnonzero(~np.isnan(value))
     order = stated[np.argsort(columns.patient[stated], kind="stable")]
     new = (np.diff(columns.patient[order], prepend=-1) != 0) | (np.diff(value[order], prepend=np.nan) != 0)
     rows = np.sort(order[new])
-    return facts_of(rows, target, value[rows], role)
+    later: np.ndarray | float = 0.0
+    if back is not None:
+        before = np.maximum(rows - 1, 0)
+        same = (columns.patient[before] == columns.patient[rows]) & (rows > 0)
+        later = np.where(same, back[before] - back[rows], 0.0)
+    return facts_of(rows, target, value[rows], role, later=later)

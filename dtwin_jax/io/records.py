@@ -6,6 +6,7 @@ import numpy as np
 
 from dtwin_jax.core.quantity import replace_fields
 from dtwin_jax.core.record import Record, Series
+from dtwin_jax.core.rules import DURATION, NOTHING, RESET, STEADY, Restarts, Rules
 from dtwin_jax.core.signal import Doses, Sampled, Steps
 from dtwin_jax.core.units import UnitError, compatible, convert, product
 from dtwin_jax.io.facts import Reading, stated_unit
@@ -41,15 +42,19 @@ def records(
     _check_measured(reading, vocabulary)
     columns, facts = reading.columns, reading.facts
     patient = columns.patient[facts.row]
-    order = np.lexsort((facts.target, patient))
+    order = np.lexsort((facts.restart == NOTHING, reading.when, facts.target, patient))
     told = {
-        "time": reading.time[facts.row],
+        "time": reading.when,
         "value": value,
         "duration": facts.duration,
         "censor": facts.censor,
         "after": _after(reading, dose),
         "dose": dose,
         "target": facts.target,
+        "row": facts.row,
+        "held": facts.held,
+        "restart": facts.restart,
+        "interval": facts.interval,
     }
     told = {name: array[order] for name, array in told.items()}
     starts = np.searchsorted(patient[order], np.arange(len(columns.patients) + 1))
@@ -66,6 +71,7 @@ def _record(
     """The record of one patient, from arrays of its facts that are sorted by target and time."""
     signals, observations, known = {}, {}, {}
     first = 0.0
+    clears = _clears(told)
     edges = np.flatnonzero(np.diff(told["target"])) + 1
     for start, end in zip((0, *edges), (*edges, len(told["target"])), strict=True):
         target = targets[told["target"][start]]
@@ -79,12 +85,47 @@ def _record(
             censor, after = told["censor"][start:end], told["after"][start:end]
             observations[target.name] = Series(time, value, censor=censor, after=after)
         elif told["dose"][start]:
-            signals[target.name] = Doses(time, value, told["duration"][start:end])
+            signals[target.name] = _doses({key: array[start:end] for key, array in told.items()}, clears)
         else:
             kind = Steps if (target.shape or shape) == "steps" else Sampled
             signals[target.name] = kind(time, value)
     inputs = replace_fields(inputs, signals) if signals else inputs
     return Record(inputs, observations, known, first if t0 is None else t0)
+
+
+def _clears(told: dict[str, np.ndarray]) -> np.ndarray:
+    """Rows and times (2, n) at which nothing is left of what was given before."""
+    at = np.isin(told["restart"], (RESET, STEADY))
+    return np.stack([told["row"][at], told["time"][at]])
+
+
+def _doses(told: dict[str, np.ndarray], clears: np.ndarray) -> Doses:
+    """The doses of one input, with rules where any are needed."""
+    rows, times = clears
+    ended = rows[None] > told["row"][:, None]
+    until = np.min(np.where(ended, times[None], np.inf), axis=1, initial=np.inf)
+    again, given = (np.flatnonzero((told["restart"] != NOTHING) == restart) for restart in (True, False))
+    doses = told["time"][given], told["value"][given], told["duration"][given]
+    held = told["held"]
+    if not len(again) and not np.isfinite(until).any() and not (held != DURATION).any():
+        return Doses(*doses)
+    interval, length = told["interval"][again], told["duration"][again]
+    # What the model says of a duration is not known here: room for as much as an interval.
+    share = np.where(
+        (interval > 0) & np.isfinite(length), length / np.where(interval > 0, interval, 1.0), 1.0
+    )
+    restarts = Restarts(
+        told["time"][again],
+        told["restart"][again],
+        told["value"][again],
+        length,
+        held[again],
+        interval,
+        np.zeros(len(again)),
+        until[again],
+        overlap=max(1, int(np.ceil(share.max(initial=1.0)))),
+    )
+    return Doses(*doses, Rules(held[given], until[given], restarts))
 
 
 def _in_model_units(reading: Reading, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
@@ -127,6 +168,8 @@ def _reading_of(target: Target, unit: str, time_unit: str, given: bool) -> tuple
 def _unit_of(reading: Reading, vocabulary: Vocabulary, at: int) -> str:
     facts, columns = reading.facts, reading.columns
     target, role = vocabulary.targets[facts.target[at]], facts.columns[facts.column[at]]
+    if facts.restart[at] == RESET:
+        return product(target.quantity.unit, vocabulary.time_unit)  # nothing is given
     unit = facts.units[facts.unit[at]] if facts.unit[at] >= 0 else ""
     unit = unit or stated_unit(columns, vocabulary, role, target.name)
     if not unit and target.quantity.unit == "1" and not facts.given[at]:
@@ -159,7 +202,7 @@ def _check_amounts(reading: Reading, vocabulary: Vocabulary, dose: np.ndarray) -
 
 def _check_early(reading: Reading, vocabulary: Vocabulary, dose: np.ndarray, t0: float | None) -> None:
     facts = reading.facts
-    early = dose & (reading.time[facts.row] < (-np.inf if t0 is None else t0))
+    early = dose & (reading.when < (-np.inf if t0 is None else t0))
     if early.any():
         at = int(np.argmax(early))
         row, name = int(facts.row[at]), vocabulary.targets[facts.target[at]].name
@@ -210,10 +253,9 @@ def _check_twice(reading: Reading, vocabulary: Vocabulary) -> None:
     patient, target, time = (
         columns.patient[facts.row[told]],
         facts.target[told],
-        reading.time[facts.row[told]],
+        reading.when[told],
     )
-    # Times of a patient are in order, so facts of one time are neighbours.
-    order = np.lexsort((target, patient))
+    order = np.lexsort((time, target, patient))
     tie = _neighbours_equal(order, patient, target, time)
     if not tie.any():
         return
@@ -226,6 +268,7 @@ def _check_twice(reading: Reading, vocabulary: Vocabulary) -> None:
         facts.value[told],
         facts.duration[told],
         facts.censor[told],
+        facts.restart[told],
     )
     order = order[np.lexsort((told[order], *(key[order] for key in reversed(keys))))]
     same = np.flatnonzero(_neighbours_equal(order, *keys))
@@ -288,7 +331,9 @@ def _after(reading: Reading, dose: np.ndarray) -> np.ndarray:
     new = (np.diff(patient[order], prepend=-1) != 0) | (np.diff(time[order], prepend=np.nan) != 0)
     moment = np.zeros(len(patient), int)
     moment[order] = np.cumsum(new)
+    none = -1 if reading.after else len(patient)
     first = np.full(len(patient) + 1, len(patient))
     rows = reading.facts.row
     np.minimum.at(first, moment[rows[dose]], rows[dose])
+    first[first == len(patient)] = none
     return rows > first[moment[rows]]

@@ -4,6 +4,7 @@ A name among the model's inputs is a dose or a value over time, among its output
 parameters a known value; any other is an error.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,7 +44,7 @@ MEASURED: dict[str, Kind] = {"id": "text", "time": "number", "unit": "text"}
 CENSOR = {"": SEEN, "0": SEEN, "=": SEEN, "-1": BELOW, "<": BELOW, "1": ABOVE, "+1": ABOVE, ">": ABOVE}
 
 
-def read_table(
+def read_table(  # noqa: PLR0913
     path: Any,
     f: Any,
     *,
@@ -53,15 +54,16 @@ def read_table(
     inputs: Mapping[str, str] | None = None,
     form: str | None = None,
     t0: float | None = None,
+    carry: str = "forward",
 ) -> dict[str, Record]:
     """Patients of a CSV or Parquet file: id -> record, in the order of the file, in the units of `f`.
 
     Three forms are told apart by their header: *long*, one row a fact (`patient, time, name, value, unit`,
-    and `duration` and `censor` where needed); *wide* as NONMEM has it (`ID, TIME, AMT, RATE, DV, EVID, MDV,
-    CMT` and covariates); and *wide* with a column for each measurement (`id, time, glucose, unit`). The names
-    are those of the model. An input's value is a dose if its unit is the input's times the unit of time (mg
-    for mg/h), else its value at that time. A measurement at the time of a dose was made before it, unless its
-    row stands after it.
+    and `duration` and `censor` where needed); *wide* as NONMEM has it (`ID, TIME, AMT, RATE, DUR, ADDL, II,
+    SS, DV, EVID, MDV, CMT` and covariates); and *wide* with a column for each measurement (`id, time,
+    glucose, unit`). The names are those of the model. An input's value is a dose if its unit is the input's
+    times the unit of time (mg for mg/h), else its value at that time. A measurement at the time of a dose was
+    made before it, unless its row stands after it.
 
     Args:
         path: of the file. UTF-8, ids are kept exactly.
@@ -73,6 +75,8 @@ def read_table(
         form: `"long"` or `"wide"`, where the header does not say.
         t0: when the model's initial state holds, in the model's unit of time; None for time 0, or a patient's
             first dose or measurement where that is earlier.
+        carry: of NONMEM's form: whether a covariate that varies holds from its row on (`"forward"`), or from
+            the row before (`"backward"`), as NONMEM has it.
 
     Raises:
         TableError: anything that is wrong with the file, with line, column and patient.
@@ -80,18 +84,21 @@ def read_table(
     """
     if form not in (None, "long", "wide"):
         raise ValueError(f"form is 'long' or 'wide', found {form!r}")
+    if carry not in ("forward", "backward"):
+        raise ValueError(f"carry is 'forward' or 'backward', found {carry!r}")
     names = vocabulary(f, rename, units, covariates, inputs)
     source = open_table(path)
     neutral = getattr(f, "inputs", None)
-    reading = _form(source, names, form)(source, names)
+    reading = _form(source, names, form, carry)(source, names)
     return records(reading, names, None if neutral is None else neutral(), t0)
 
 
-def _form(source: Source, names: Vocabulary, form: str | None) -> Any:
+def _form(source: Source, names: Vocabulary, form: str | None, carry: str) -> Any:
     roles = {role_of(name) for header in source.header if (name := renamed(names, header)) is not None}
     if form == "long" or (form is None and {"name", "value"} & roles):
         return read_facts
-    return read_events if {"dv", "amt", "evid"} & roles else read_measurements
+    events = {"dv", "amt", "evid"} & roles
+    return functools.partial(read_events, carry=carry) if events else read_measurements
 
 
 def read_facts(source: Source, names: Vocabulary) -> Reading:

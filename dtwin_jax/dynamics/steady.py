@@ -1,0 +1,202 @@
+"""States of equal doses at equal intervals that have always been given, and moments that set a state anew.
+
+A steady state is a fixed point of one interval, found by Newton's method: in one step where kinetics are
+linear. Its derivatives are those of the equation that it solves, not of the steps that led there.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dtwin_jax.core.quantity import replace_fields
+from dtwin_jax.core.rules import NOTHING, RESET, STEADY, Restarts
+from dtwin_jax.core.signal import AbstractSignal, Doses
+from dtwin_jax.dynamics.dosing import Pieces, cross_event
+from dtwin_jax.dynamics.vector import packing
+
+# Intervals that are lived through before Newton's first step, where kinetics may not be linear; steps of his.
+_WARM, _NEWTON = 3, 40
+# The last of them as a share of the largest state: by the flow, by a solver in its relative tolerances. What
+# is left is of second order in it, or is noise.
+_BY_FLOW, _BY_SOLVER = 1e-10, 100.0
+
+# (model, p) -> (dt, x, u) -> the state after `dt` under inputs that do not change.
+Moving = Callable[[Any, Any], Callable[[Any, Any, Any], Any]]
+
+
+def has_restarts(inputs: Any) -> bool:
+    """Whether doses set the state anew."""
+    rules = [signal.rules for signal in vars(inputs).values() if isinstance(signal, Doses)]
+    return any(each is not None and np.shape(each.restarts.time)[-1] > 0 for each in rules)
+
+
+def refuse_restarts(inputs: Any, who: str) -> None:
+    """Raise where doses set the state anew, and `who` does not know how.
+
+    Raises:
+        ValueError: says so.
+    """
+    if has_restarts(inputs):
+        raise ValueError(f"{who} does not know resets and steady states, which doses of this record bring")
+
+
+def with_restarts(model: Any, p: Any, inputs: Any, pieces: Pieces, moving: Moving) -> Pieces:
+    """`pieces` with what sets the state anew at their ends.
+
+    Args:
+        model: the model.
+        p: its parameters.
+        inputs: that act on it.
+        pieces: where the solve is cut.
+        moving: how the state moves under constant inputs.
+    """
+    if not has_restarts(inputs):
+        return pieces
+    rows = []
+    for name, signal in vars(inputs).items():
+        if isinstance(signal, Doses) and signal.rules is not None:
+            restarts = signal.rules.restarts
+            if restarts.time.shape[0]:
+                states = _states(model, p, _without_doses(inputs), name, restarts, moving)
+                rows.append((jnp.asarray(restarts.time), jnp.asarray(restarts.kind), states))
+    joined = lambda *each: jnp.concatenate(each)  # noqa: E731
+    time, kind, state = (jax.tree.map(joined, *part) for part in zip(*rows, strict=True))
+    event = jnp.searchsorted(pieces.event, time)
+    clears = (kind == RESET) | (kind == STEADY)
+    # Of several at one moment, the last that clears the state is the first that counts; resets come first.
+    count = time.shape[0]
+    order = jnp.arange(count) + jnp.where(kind == RESET, 0, count)
+    later = (event[None] == event[:, None]) & (order[None] > order[:, None]) & clears[None]
+    counts = (kind != NOTHING) & ~jnp.any(later, axis=1)
+    ends = pieces.bounds.shape[0] - 1
+    clear = jnp.zeros(ends, int).at[event].add(clears.astype(int)) > 0
+
+    def placed(leaf: Any) -> Any:
+        mask = counts.reshape(counts.shape + (1,) * (leaf.ndim - 1))
+        return jnp.zeros((ends, *leaf.shape[1:]), leaf.dtype).at[event].add(jnp.where(mask, leaf, 0.0))
+
+    return eqx.tree_at(
+        lambda s: s.restart, pieces, (clear, jax.tree.map(placed, state)), is_leaf=lambda leaf: leaf is None
+    )
+
+
+def restarted(x: Any, restart: Any) -> Any:
+    """The state as it is set anew at the end of a piece."""
+    if restart is None:
+        return x
+    clear, added = restart
+    return jax.tree.map(lambda leaf, more: jnp.where(clear, more, leaf + more), x, added)
+
+
+def _without_doses(inputs: Any) -> Any:
+    none = {name: 0.0 for name, signal in vars(inputs).items() if isinstance(signal, Doses)}
+    return replace_fields(inputs, none)
+
+
+def _states(model: Any, p: Any, inputs: Any, name: str, restarts: Restarts, moving: Moving) -> Any:
+    """The state that each restart of one input brings, (restart,) on every leaf."""
+    start = jax.tree.map(lambda x: jnp.asarray(x, float), model.init(p))
+    pack, unpack = packing(jax.eval_shape(lambda: start))
+    interval = _Interval(model, name, pack, unpack, moving)
+
+    def one(row: Restarts) -> Any:
+        held = {n: s(row.time) for n, s in vars(inputs).items() if isinstance(s, AbstractSignal)}
+        u = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), replace_fields(inputs, held))
+        args = p, u, row, pack(start)
+        return unpack(interval.before(args, _steady(interval, args)))
+
+    return jax.vmap(one)(restarts)
+
+
+@dataclass(frozen=True)
+class _Interval:
+    """One interval of a steady state, a function of `(p, u, row, start)` and the state before a dose.
+
+    Of a row that is no steady state it is one in which nothing happens to `start`.
+    """
+
+    model: Any
+    name: str
+    pack: Any
+    unpack: Any
+    moving: Moving
+
+    def residual(self, args: Any, x: Any) -> Any:
+        """What is 0 in a steady state: the change over an interval; the drift under a constant rate."""
+        p, u, row, start = args
+        constant = replace_fields(u, {self.name: _rate(row)})
+        drift = self.pack(self.model.drift(row.time, self.unpack(x), constant, p))
+        span = jnp.where(row.interval > 0, row.interval, 1.0)
+        change = jnp.where(row.interval > 0, self._after(args, x, span) - x, drift)
+        return jnp.where(row.kind >= STEADY, change, start - x)
+
+    def before(self, args: Any, x: Any) -> Any:
+        """The state at the restart, a lag before a dose that finds the state `x`."""
+        row = args[2]
+        moves = (row.kind >= STEADY) & (row.interval > 0)
+        return jnp.where(moves, self._after(args, x, jnp.where(moves, row.interval - row.lag, 0.0)), x)
+
+    def _after(self, args: Any, x: Any, dt: Any) -> Any:
+        """The state `dt` after a dose that found the state `x`."""
+        p, u, row, _ = args
+        move, rate, infused = self.moving(self.model, p), _rate(row), row.duration > 0
+        span = jnp.where(row.interval > 0, row.interval, 1.0)
+        whole = jax.lax.stop_gradient(jnp.floor(row.duration / span))
+        bolus = {self.name: jnp.where(infused, 0.0, row.amount)}
+        state = cross_event(self.model, row.time, self.unpack(x), u, bolus, p)
+        first = jnp.where(infused, jnp.minimum(row.duration - whole * span, dt), 0.0)
+
+        def part(state: Any, part: Any) -> Any:
+            long, running = part
+            return move(long, state, replace_fields(u, {self.name: rate * running})), None
+
+        parts = jnp.stack([first, dt - first]), jnp.stack([whole + 1.0, whole])
+        return self.pack(jax.lax.scan(part, state, parts)[0])
+
+
+def _rate(row: Restarts) -> Any:
+    infused = row.duration > 0
+    return jnp.where(infused, row.amount / jnp.where(infused, row.duration, 1.0), 0.0)
+
+
+def _steady(interval: _Interval, args: Any) -> Any:
+    """The state before a dose, NaN where none was found."""
+    model, (*_, row, start) = interval.model, jax.lax.stop_gradient(args)
+    fixed = jax.lax.stop_gradient(args)
+    # The search is differentiated by the state, by Newton, in forward mode.
+    forward = replace(interval, model=replace(model, solver=model.solver.differentiated("forward")))
+    by_flow = model.flow is not None
+    near, warm = (_BY_FLOW, 0) if by_flow else (_BY_SOLVER * model.solver.rtol, _WARM)
+
+    def slope_and_change(x: Any) -> Any:
+        change = lambda x: (forward.residual(fixed, x),) * 2  # noqa: E731
+        return jax.jacfwd(change, has_aux=True)(x)
+
+    def step(carry: Any) -> Any:
+        x, _, _, count = carry
+        slope, change = slope_and_change(x)
+        # Under a constant rate there are no intervals to live through: the residual is a slope.
+        lives = (row.interval > 0) & (count < warm)
+        move = jnp.where(lives, change, -jnp.linalg.solve(slope, change))
+        far = jnp.max(jnp.abs(move)) - near * jnp.max(jnp.abs(x + move))
+        return x + move, slope, jnp.where(lives, jnp.inf, far), count + 1
+
+    def going(carry: Any) -> Any:
+        *_, far, count = carry
+        return (far > 0) & (count < _NEWTON)
+
+    nowhere = jnp.zeros((start.shape[0],) * 2, start.dtype)
+    x, slope, far, _ = jax.lax.while_loop(going, step, (start, nowhere, jnp.asarray(jnp.inf), 0))
+    x = jax.lax.stop_gradient(jnp.where(far <= 0, x, jnp.nan))
+    slope = jax.lax.stop_gradient(slope)
+
+    # At the solution these two steps go nowhere, but move with the arguments: derivatives to second order.
+    def moved(x: Any, _: None) -> Any:
+        return x - jnp.linalg.solve(slope, interval.residual(args, x)), None
+
+    return jax.lax.scan(moved, x, length=2)[0]

@@ -1,0 +1,214 @@
+"""Every rule of dosing, from the table to the concentration.
+
+Truth: NONMEM 7.4.3's own predictions, printed to five digits; the same regimens solved step by step; the
+closed form of a steady state of Michaelis-Menten kinetics; finite differences.
+"""
+
+from dataclasses import replace
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from event_tables import CASES, drug, parameters, predictions, table
+
+from dtwin_jax.core.quantity import assign
+from dtwin_jax.core.record import stack
+from dtwin_jax.core.rules import STEADY, Restarts, Rules
+from dtwin_jax.core.signal import Doses, delay
+from dtwin_jax.dynamics.ensemble import simulate_cohort
+from dtwin_jax.dynamics.simulate import simulate
+from dtwin_jax.dynamics.solver import Outcome, Solver
+from dtwin_jax.io.table import read_table
+
+NAMES = tuple(CASES)
+# By steps: a constant rate, overlapping tails, a lag beyond the interval, resets, sums.
+FEW = (
+    "steady infusion with lag",
+    "overlapping infusions",
+    "constant rate",
+    "lag beyond the interval",
+    "reset",
+)
+
+
+@pytest.fixture(scope="module")
+def read(tmp_path_factory):
+    def cohort(names, **options):
+        path = tmp_path_factory.mktemp("events") / "events.csv"
+        path.write_text(table(names, **options))
+        units = {"AMT": "mg", "DV": "mg/L"}
+        return stack(read_table(path, drug, inputs={"1": "oral", "2": "iv"}, units=units)).record
+
+    return cohort
+
+
+def solved(model, names, record):
+    p = jax.vmap(lambda values: assign(drug.params(), values))(parameters(names))
+    series = record.observations["concentration"]
+    return simulate_cohort(model, p, record.inputs, series.time, t0=record.t0, after=series.after)
+
+
+def test_every_rule_gives_what_nonmem_predicts(read):
+    found = solved(drug, NAMES, read(NAMES)).output.concentration
+    for name, ours, theirs in zip(NAMES, found, predictions(), strict=True):
+        # NONMEM prints five digits.
+        np.testing.assert_allclose(ours, theirs, rtol=6e-5, atol=1e-7, err_msg=name)
+
+
+def test_steps_give_what_the_flow_gives(read):
+    record = read(FEW)
+    steps = replace(drug, flow=None, solver=Solver(rtol=1e-9, atol=1e-11))
+    exact, found = (solved(model, FEW, record) for model in (drug, steps))
+    assert np.all(found.outcome == Outcome.SOLVED)
+    scale = np.max(np.abs(exact.output.concentration), axis=1, keepdims=True)
+    np.testing.assert_allclose(
+        found.output.concentration / scale, exact.output.concentration / scale, atol=1e-7
+    )
+
+
+def moved(record, by):
+    """The record with all amounts, durations and intervals multiplied, and all doses moved."""
+    amount, duration, interval, shift = by
+
+    def doses(signal):
+        again = signal.rules.restarts
+        infused = again.interval > 0
+        restarts = eqx.tree_at(
+            lambda r: (r.time, r.amount, r.duration, r.interval),
+            again,
+            (
+                again.time + shift,
+                again.amount * amount,
+                again.duration * jnp.where(infused & jnp.isfinite(again.duration), duration, 1.0),
+                again.interval * interval,
+            ),
+        )
+        # That of a dose whose duration the model states is NaN.
+        stated = jnp.where(jnp.isfinite(signal.duration), duration, 1.0)
+        parts = signal.time + shift, signal.amount * amount, signal.duration * stated
+        return Doses(*parts, Rules(signal.rules.held, signal.rules.until + shift, restarts))
+
+    inputs = record.inputs
+    return eqx.tree_at(lambda u: (u.oral, u.iv), inputs, tuple(map(doses, (inputs.oral, inputs.iv))))
+
+
+def test_gradients_are_finite_differences_at_every_rule(read):
+    """By clearance, volume, absorption, bioavailability, lag and modelled duration; by amounts, durations,
+    intervals and times of doses: relative to the largest, 1e-6."""
+    times = np.array([2.7, 6.3, 15.1, 31.7, 55.9, 77.3])
+    record = read(NAMES, times=times)
+    values = parameters()
+    # Not at 0, where a finite difference would be of two rules.
+    values["lag"] = values["lag"] + 0.37
+    names = ("CL", "V", "ka", "F", "lag", "long")
+    point = jnp.stack(
+        [
+            *(jnp.asarray(values[name]) for name in names),
+            *jnp.ones((3, len(NAMES))),
+            jnp.full(len(NAMES), 0.1),
+        ]
+    )
+
+    def concentration(z, known, record):
+        p = assign(drug.params(), known | dict(zip(names, z[:6], strict=True)))
+        return simulate(drug, p, moved(record, z[6:]), times).output.concentration
+
+    known = {name: values[name] for name in ("sd", "cv")}
+    everywhere = jax.jit(jax.vmap(concentration, in_axes=(1, 0, 0)))
+    forward = jax.jit(jax.vmap(jax.jacfwd(concentration), in_axes=(1, 0, 0)))(point, known, record)
+    reverse = jax.jit(jax.vmap(jax.jacrev(concentration), in_axes=(1, 0, 0)))(point, known, record)
+    np.testing.assert_allclose(reverse, forward, rtol=1e-9, atol=1e-9)
+    labels = (*names, "amounts", "durations", "intervals", "times")
+    touched = set()
+    for i, label in enumerate(labels):
+        step = jnp.zeros(len(labels)).at[i].set(1.0)[:, None] * 1e-5 * jnp.abs(point)
+        above, below = (everywhere(point + sign * step, known, record) for sign in (1.0, -1.0))
+        expected = np.asarray((above - below) / (2 * step[i][:, None]))
+        for name, ours, theirs in zip(NAMES, forward[:, :, i], expected, strict=True):
+            size = np.max(np.abs(theirs))
+            np.testing.assert_allclose(ours, theirs, atol=1e-6 * size + 1e-9, err_msg=f"{name}: {label}")
+            touched |= {label} if size > 1e-3 else set()
+    assert touched == set(labels)
+
+
+def test_second_derivatives_of_a_steady_state(read):
+    record = jax.tree.map(lambda leaf: leaf[0], read(("steady infusion with lag",)))
+    values = {
+        name: jnp.asarray(column[0]) for name, column in parameters(("steady infusion with lag",)).items()
+    }
+
+    def level(z):
+        p = assign(drug.params(), values | {"CL": z[0], "lag": z[1]})
+        return simulate(drug, p, record.inputs, jnp.array([9.0])).output.concentration[0]
+
+    z = jnp.array([1.1, 3.16])
+    slope, steps = jax.jit(jax.grad(level)), 1e-4 * jnp.eye(2)
+    expected = jnp.stack([(slope(z + step) - slope(z - step)) / 2e-4 for step in steps])
+    np.testing.assert_allclose(jax.jit(jax.hessian(level))(z), expected, rtol=1e-6)
+
+
+def saturable(rtol=1e-9):
+    """Elimination by Michaelis-Menten kinetics, CL Km the largest rate, ka the constant Km in mg."""
+
+    def drift(t, x, u, p):
+        return type(x)(depot=u.oral - x.depot, central=u.iv - p.CL * p.ka * x.central / (p.ka + x.central))
+
+    return replace(drug, drift=drift, flow=None, dosing=None, solver=Solver(rtol=rtol, atol=1e-11))
+
+
+def steady_boluses(interval, amount=100.0):
+    one, zero, none = np.ones(1), np.zeros(1), np.zeros(1, int)
+    again = Restarts(
+        zero, np.full(1, STEADY), amount * one, zero, none, interval * one, zero, np.full(1, np.inf)
+    )
+    return Doses([0.0], [amount], 0.0, Rules(none, np.full(1, np.inf), again))
+
+
+def test_steady_state_of_saturable_kinetics_is_the_closed_form():
+    """Over an interval T, Km ln(C1 / C0) + C1 - C0 = Vmax T, with C1 = C0 + dose."""
+    model, largest, half, dose = saturable(), 12.0, 30.0, 100.0
+    u = eqx.tree_at(lambda u: u.iv, drug.inputs(), steady_boluses(12.0, dose))
+
+    def before(largest):
+        p = assign(drug.params(), {"CL": largest / half, "ka": half})
+        return simulate(model, p, u, jnp.array([12.0])).state.central[0]
+
+    closed = lambda largest: dose / (jnp.exp((largest * 12.0 - dose) / half) - 1.0)  # noqa: E731
+    np.testing.assert_allclose(jax.jit(before)(largest), closed(largest), rtol=1e-7)
+    np.testing.assert_allclose(jax.jit(jax.grad(before))(largest), jax.grad(closed)(largest), rtol=1e-6)
+
+
+def test_what_has_no_steady_state_is_told():
+    # More is given in an interval than can be eliminated.
+    u = eqx.tree_at(lambda u: u.iv, drug.inputs(), steady_boluses(2.0))
+    p = assign(drug.params(), {"CL": 0.4, "ka": 30.0})
+    found = jax.jit(lambda p: simulate(saturable(1e-6), p, u, jnp.array([1.0])))(p)
+    assert found.outcome != Outcome.SOLVED and np.isnan(found.state.central[0])
+
+
+def test_a_modelled_duration_that_no_model_states_is_told(read):
+    record = jax.tree.map(lambda leaf: leaf[0], read(("duration",)))
+    found = simulate(replace(drug, dosing=None), drug.params(), record.inputs, jnp.array([9.0]))
+    assert np.isnan(found.output.concentration[0]) and found.outcome != Outcome.SOLVED
+
+
+def test_infusions_that_overlap_more_than_there_is_room_for_are_told(read):
+    record = jax.tree.map(lambda leaf: leaf[0], read(("steady duration",)))
+    p = assign(drug.params(), {"CL": 1.1, "V": 20.0, "ka": 1.5, "long": 25.0})
+    assert np.isnan(simulate(drug, p, record.inputs, jnp.array([9.0])).output.concentration[0])
+
+
+def test_a_lag_moves_doses_and_not_the_moment_of_a_steady_state():
+    late = delay(steady_boluses(12.0), 2.0)
+    np.testing.assert_array_equal(late.time, [2.0])
+    np.testing.assert_array_equal(late.rules.restarts.time, [0.0])
+    np.testing.assert_array_equal(late.rules.restarts.lag, [2.0])
+
+
+def test_a_model_with_noise_refuses_steady_states():
+    noisy = replace(saturable(), diffusion=lambda t, x, u, p: x, solver=Solver(dt=0.1))
+    u = eqx.tree_at(lambda u: u.iv, drug.inputs(), steady_boluses(12.0))
+    with pytest.raises(ValueError, match="does not know resets and steady states"):
+        simulate(noisy, drug.params(), u, jnp.array([1.0]), key=jax.random.key(0))

@@ -1,0 +1,184 @@
+"""Rules of event tables as they are read. Truth: rows of tables, read by eye, as NONMEM reads them."""
+
+import numpy as np
+import pytest
+
+from dtwin_jax.core.record import stack
+from dtwin_jax.core.rules import ADDED, MODELLED_DURATION, MODELLED_RATE, RATE, RESET, STEADY
+from dtwin_jax.io.rows import TableError
+from dtwin_jax.io.table import read_table
+from dtwin_jax.models import one_compartment
+
+HEAD = "ID,TIME,CMT,AMT,EVID,RATE,II,ADDL,SS,DV\n"
+SEEN = "1,9,.,.,0,.,.,.,.,2\n"
+
+
+@pytest.fixture
+def read(tmp_path):
+    def records(text, f=one_compartment, **options):
+        path = tmp_path / "events.csv"
+        path.write_text(text)
+        units = {"AMT": "mg", "DV": "mg/L"} | options.pop("units", {})
+        return read_table(path, f, units=units, inputs={"1": "oral", "2": "iv"}, **options)
+
+    return records
+
+
+def refusal(read, text, **options):
+    with pytest.raises(TableError) as caught:
+        read(text, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value).partition("events.csv: ")[2]
+
+
+def test_additional_doses_are_given(read):
+    doses = read(HEAD + "1,1,1,100,1,.,12,2,.,.\n" + SEEN)["1"].inputs.oral
+    np.testing.assert_array_equal(doses.time, [1.0, 13.0, 25.0])
+    np.testing.assert_array_equal(doses.amount, [100.0] * 3)
+    assert doses.rules is None
+
+
+def test_intervals_are_in_the_unit_of_the_table(read):
+    text = HEAD + "1,60,1,100,1,50,720,1,1,.\n1,90,.,.,0,.,.,.,.,2\n"
+    doses = read(text, units={"TIME": "min"})["1"].inputs.oral
+    np.testing.assert_allclose(doses.time, [1.0, 13.0])
+    np.testing.assert_allclose(doses.duration, [2.0 / 60.0] * 2)
+    np.testing.assert_allclose(doses.rules.restarts.interval, [12.0])
+
+
+def test_a_steady_state_is_a_restart_and_a_dose(read):
+    rows = "1,0,2,100,1,10,24,1,1,.\n1,12,2,50,1,.,24,.,2,.\n"
+    doses = read(HEAD + rows + SEEN.replace("9", "20"))["1"].inputs.iv
+    np.testing.assert_array_equal(doses.time, [0.0, 12.0, 24.0])
+    np.testing.assert_array_equal(doses.duration, [10.0, 0.0, 10.0])
+    np.testing.assert_array_equal(doses.rules.held, [RATE, 0, RATE])
+    again = doses.rules.restarts
+    np.testing.assert_array_equal(again.kind, [STEADY, ADDED])
+    np.testing.assert_array_equal(again.interval, [24.0, 24.0])
+    assert np.all(np.isinf(doses.rules.until)) and again.overlap == 1
+
+
+def test_room_is_made_for_infusions_that_overlap(read):
+    doses = read(HEAD + "1,0,2,100,1,2,12,.,1,.\n" + SEEN)["1"].inputs.iv
+    assert doses.rules.restarts.overlap == 5  # 50 h, every 12
+
+
+def test_a_constant_rate_is_not_given_any_more(read):
+    doses = read(HEAD + "1,0,2,0,1,10,.,.,1,.\n" + SEEN)["1"].inputs.iv
+    assert len(doses.time) == 0
+    again = doses.rules.restarts
+    assert (again.kind[0], again.amount[0] / again.duration[0], again.interval[0]) == (STEADY, 10.0, 0.0)
+
+
+def test_a_reset_ends_what_stands_before_it(read):
+    rows = "1,0,1,100,1,.,12,4,.,.\n1,30,.,.,3,.,.,.,.,.\n1,30,1,50,1,.,.,.,.,.\n1,40,2,20,4,.,.,.,.,.\n"
+    record = read(HEAD + rows + SEEN.replace("9", "50"))["1"]
+    oral = record.inputs.oral
+    np.testing.assert_array_equal(oral.time, [0.0, 12.0, 24.0, 30.0, 36.0, 48.0])
+    np.testing.assert_array_equal(oral.rules.until, [30.0, 30.0, 30.0, 40.0, 30.0, 30.0])
+    np.testing.assert_array_equal(oral.impulses()[1], [100.0, 100.0, 100.0, 50.0, 0.0, 0.0])
+    assert (*oral.rules.restarts.kind, oral.rules.restarts.time[0]) == (RESET, RESET, 30.0)
+    assert record.inputs.iv.rules is None
+
+
+def test_a_time_that_goes_back_at_a_reset_goes_on(read):
+    rows = "1,0,1,100,1,.,.,.,.,.\n1,20,.,.,0,.,.,.,.,3\n1,0,1,50,4,.,.,.,.,.\n1,5,.,.,0,.,.,.,.,1\n"
+    record = read(HEAD + rows)["1"]
+    np.testing.assert_array_equal(record.inputs.oral.time, [0.0, 20.0])
+    np.testing.assert_array_equal(record.observations["concentration"].time, [20.0, 25.0])
+    np.testing.assert_array_equal(record.observations["concentration"].after, [False, True])
+
+
+def test_modelled_rates_and_durations_are_left_to_the_model(read):
+    rows = "1,0,1,100,1,-1,.,.,.,.\n1,1,1,100,1,-2,.,.,.,.\n"
+    doses = read(HEAD + rows + SEEN)["1"].inputs.oral
+    np.testing.assert_array_equal(doses.rules.held, [MODELLED_RATE, MODELLED_DURATION])
+    assert np.all(np.isnan(doses.duration))
+
+
+def test_a_duration_has_a_column(read):
+    text = HEAD.replace("RATE", "DUR") + "1,0,2,100,1,4,.,.,.,.\n" + SEEN
+    doses = read(text)["1"].inputs.iv
+    assert doses.duration == [4.0] and doses.rules is None
+
+
+def test_a_covariate_is_carried_on_or_back(read):
+    from test_table import DRUG
+
+    text = "ID,TIME,CMT,AMT,EVID,DV,renal\n1,0,1,9,1,.,90\n1,4,.,.,0,1,90\n1,8,.,.,0,1,60\n"
+    options = {"units": {"renal": "mL/min"}}
+    on, back = (
+        read(text, DRUG, carry=carry, **options)["1"].inputs.renal for carry in ("forward", "backward")
+    )
+    np.testing.assert_array_equal(on.value, [90.0, 60.0])
+    np.testing.assert_array_equal(on.time, [0.0, 8.0])
+    np.testing.assert_array_equal(back.time, [0.0, 4.0])
+    with pytest.raises(ValueError, match="carry is 'forward' or 'backward', found 'sideways'"):
+        read(text, DRUG, carry="sideways", **options)
+
+
+def test_patients_with_rules_and_without_lie_side_by_side(read):
+    rows = "1,0,1,100,1,.,24,1,1,.\n1,9,.,.,0,.,.,.,.,2\n2,0,1,100,1,.,.,.,.,.\n2,9,.,.,0,.,.,.,.,2\n"
+    doses = stack(read(HEAD + rows)).record.inputs.oral
+    assert doses.rules.restarts.kind.shape == (2, 1) and doses.rules.until.shape == (2, 2)
+
+
+FAULTS = {
+    "dose without compartment": (
+        "1,0,.,100,1,.,.,.,.,.\n",
+        "line 2, column 'CMT', patient '1': found nothing",
+    ),
+    "steady state without interval": (
+        "1,0,1,100,1,.,.,.,1,.\n",
+        "line 2, column 'II', patient '1': found nothing",
+    ),
+    "additional doses without interval": (
+        "1,0,1,100,1,.,0,3,.,.\n",
+        "line 2, column 'II', patient '1': found 0",
+    ),
+    "negative rate": ("1,0,1,100,1,-3,.,.,.,.\n", "line 2, column 'RATE', patient '1': found -3"),
+    "measurement in a dose": ("1,0,1,100,1,.,.,.,.,7\n", "line 2, column 'DV', patient '1': found 7"),
+    "time going back": (
+        "1,5,1,100,1,.,.,.,.,.\n1,4,1,100,1,.,.,.,.,.\n",
+        "line 3, column 'TIME', patient '1': found 4 after 5 on line 2",
+    ),
+    "no number": ("1,0,1,1OO,1,.,.,.,.,.\n", "line 2, column 'AMT', patient '1': found '1OO'"),
+    "patient apart": (
+        "1,0,1,100,1,.,.,.,.,.\n2,0,1,100,1,.,.,.,.,.\n1,1,.,.,0,.,.,.,.,2\n",
+        "line 4, column 'ID', patient '1': found '1' again",
+    ),
+    "strange steady state": ("1,0,1,100,1,.,12,.,4,.\n", "line 2, column 'SS', patient '1': found 4"),
+    "steady state of a measurement": ("1,0,.,.,0,.,12,.,1,2\n", "line 2, column 'SS', patient '1': found 1"),
+    "additional measurements": ("1,0,.,.,0,.,12,2,.,2\n", "line 2, column 'ADDL', patient '1': found 2"),
+    "part of an additional dose": (
+        "1,0,1,100,1,.,12,1.5,.,.\n",
+        "line 2, column 'ADDL', patient '1': found 1.5",
+    ),
+    "constant rate with an interval": (
+        "1,0,2,0,1,10,12,.,1,.\n",
+        "line 2, column 'II', patient '1': found 12",
+    ),
+    "the same dose twice": (
+        "1,0,1,100,1,.,12,1,.,.\n1,0,1,100,1,.,12,1,.,.\n",
+        "line 3, column 'AMT', patient '1': found the same 'oral' as on line 2",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_one_line_with_its_row(read, fault):
+    rows, said = FAULTS[fault]
+    assert refusal(read, HEAD + rows + SEEN).startswith(said)
+
+
+def test_a_covariate_that_is_missing_is_a_fault(read):
+    text = "ID,TIME,AMT,CMT,EVID,DV,WT\n1,0,100,1,1,.,70\n1,9,.,.,0,2,.\n2,0,100,1,1,.,.\n2,9,.,.,0,2,.\n"
+    said = refusal(read, text, covariates={"WT": "kg"})
+    assert said.startswith("line 4, column 'WT', patient '2': found nothing")
+
+
+def test_a_duration_and_a_rate_are_a_fault(read):
+    text = "ID,TIME,AMT,CMT,EVID,DV,RATE,DUR\n1,0,100,1,1,.,5,2\n1,9,.,.,0,2,.,.\n"
+    assert refusal(read, text).startswith(
+        "line 2, column 'DUR', patient '1': found 2, expected a duration or"
+    )
