@@ -3,8 +3,8 @@
 Sources: Gabrielsson & Weiner, Pharmacokinetic and Pharmacodynamic Data Analysis (zero order); Savic et al.
 2007, J Pharmacokinet Pharmacodyn 34:711, doi 10.1007/s10928-007-9066-0 (transit).
 
-    zero order   central' = F oral + iv - ...,      every oral dose given over `duration`
-    sequential   depot' = F oral - ka depot,        every oral dose given over `duration`
+    zero order   central' = F oral + iv - ...,      oral doses given over `duration`
+    sequential   depot' = F oral - ka depot,        oral doses given over `duration`
     transit      stage_1' = oral - ktr stage_1,     ktr = stages / MTT
                  stage_k' = ktr (stage_(k-1) - stage_k)
                  depot' = F ktr stage_n - ka depot
@@ -32,7 +32,7 @@ import numpy as np
 from dtwin_jax.core.prior import lognormal
 from dtwin_jax.core.quantity import param, quantities, replace_fields, var
 from dtwin_jax.core.record import Record, Series
-from dtwin_jax.core.signal import Doses, delay, infuse
+from dtwin_jax.core.signal import Doses, delay
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.linear import LinearFlow
 from dtwin_jax.dynamics.model import Model
@@ -44,7 +44,25 @@ _HERE = "value and prior: weakly informative, chosen here"
 
 def dosing(u: Inputs, p: Any) -> Inputs:
     """Oral doses arrive after the lag, over the duration of absorption."""
-    return Inputs(oral=delay(infuse(u.oral, p.duration), p.lag), iv=u.iv)
+    return Inputs(oral=delay(spread(u.oral, p.duration), p.lag), iv=u.iv)
+
+
+def spread(signal: Any, duration: Any) -> Any:
+    """Doses, of which those at once are given over `duration`, also those of a steady state.
+
+    Unlike `infuse` it does not ask what a table says of each: all that is swallowed is absorbed alike.
+    """
+    if not isinstance(signal, Doses):
+        return signal
+
+    def longer(own: Any) -> Any:
+        # A duration that the model is to state is NaN until then.
+        return jnp.where(own > 0, own, jnp.broadcast_to(duration, jnp.shape(own)))
+
+    doses = eqx.tree_at(lambda s: s.duration, signal, longer(signal.duration))
+    if getattr(doses, "rules", None) is None:
+        return doses
+    return eqx.tree_at(lambda s: s.rules.restarts.duration, doses, replace_fn=longer)
 
 
 @dataclass(frozen=True)

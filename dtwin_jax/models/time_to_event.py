@@ -12,7 +12,8 @@ values chosen here.
 `cumulative`. A row of it says at a time 1, the event happens now, or 0, it has not happened since the row
 before (the start of the record before the first): log hazard less the hazard accumulated since, and less the
 latter alone. So one row 1 is an event, one row 0 right censoring, several of them events that recur; a row 1
-censored below (-1) is an event somewhere since the row before. The record's start is that of the risk.
+censored below (-1) is an event somewhere since the row before. The record's start is that of the risk. In a
+plan, `event` is the probability of one since the last row that was measured, in the plan or before it.
 Deaths of many patients tell h0 and growth, and the effect where they were exposed unlike.
 """
 
@@ -195,12 +196,15 @@ class TimeToEvent:
         event = seen.pop("event", None)
         if event is not None and (both := {"hazard", "cumulative"} & set(seen)):
             raise ValueError(f"{self.name}: the channel 'event' is told by {sorted(both)}; leave these out")
-        asked = seen if event is None else seen | {"hazard": event, "cumulative": event}
+        rows = event if event is None else _with_past(event, record.past.get("event"))
+        asked = seen if rows is None else seen | {"hazard": rows, "cumulative": rows}
         expected = expect(self.model, p, _observing(record, asked))
         found = noisy(self.model, p, expected, _observing(record, seen))
         if event is None:
             return found
-        return found | {"event": Happening(expected.hazard, _since(event, expected.cumulative))}
+        own = slice(-event.time.shape[0], None)
+        since = _since(rows, expected.cumulative)
+        return found | {"event": Happening(expected.hazard[own], since[own])}
 
 
 def _observing(record: Record, channels: Mapping[str, Series]) -> Record:
@@ -209,8 +213,15 @@ def _observing(record: Record, channels: Mapping[str, Series]) -> Record:
     )
 
 
-def _since(event: Series, cumulative: Any) -> Any:
+def _with_past(event: Series, past: Series | None) -> Series:
+    """The rows after those that were measured before."""
+    if past is None:
+        return event
+    return jax.tree.map(lambda a, b: jnp.concatenate([jnp.asarray(a), jnp.asarray(b)]), past, event)
+
+
+def _since(rows: Series, cumulative: Any) -> Any:
     """What has accumulated at each row since the last row before it that was measured."""
-    measured = jnp.where(jnp.asarray(event.mask), cumulative, 0.0)
+    measured = jnp.where(jnp.asarray(rows.mask), cumulative, 0.0)
     before = jax.lax.cummax(jnp.concatenate([jnp.zeros_like(measured[:1]), measured[:-1]]))
-    return cumulative - before
+    return jnp.maximum(cumulative - before, 0.0)

@@ -101,6 +101,28 @@ def exact(kind, n):
     return found
 
 
+def test_stages_as_fast_as_depot_and_elimination_keep_their_digits():
+    """Rates that are equal, or but for a millionth, where sums of exponentials lose their digits."""
+    getcontext().prec = 150
+    wanted = []
+    for name, ka in {"equal": 0.2, "nearly": 0.2 * (1 + 1e-6)}.items():
+        params = {"CL": 4.0, "V": 20.0, "ka": ka, "MTT": 20.0}
+        x, now, found = [Decimal(100)] + [Decimal(0)] * 5, Decimal(0), []
+        rates = [[Decimal(0)] * 6 for _ in range(6)]
+        for i, rate in enumerate([Decimal("0.2")] * 4 + [Decimal(ka), Decimal("0.2")]):
+            rates[i][i] = -rate
+            if i < 5:
+                rates[i + 1][i] = rate
+        for t in map(Decimal, TIMES):
+            x, now = moved(rates, x, [Decimal(0)] * 6, t - now), t
+            found.append(float(x[-1] / 20))
+        doses = {"oral": [(0.0, 100.0, 0.0)], "iv": [(0.0, 0.0, 0.0)]}
+        wanted.append(kinetics.Case(name, params, doses, TIMES, {"concentration": found}))
+    found = kinetics.run(transit(one_compartment), wanted)
+    for each in wanted:
+        kinetics.assert_equal(found, each, 1e-10)
+
+
 def case(kind, n):
     params = NUMBERS[n] | {name: GIVEN[name] for name in ("F", "lag", *NEEDS[kind])}
     return kinetics.Case(kind, params, DOSES, TIMES, {}, {"concentration": exact(kind, n)})

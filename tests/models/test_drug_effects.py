@@ -81,16 +81,6 @@ LEVELS, EDGES = np.array([0.0, 3.0, 0.7]), np.array([0.0, 2.0, 9.0])
 TIMES = np.array([0.0, 1.0, 2.0, 3.0, 6.0, 9.0, 12.0, 40.0])
 
 
-@pytest.mark.parametrize("effect", [*RESPONSES, effect_compartment], ids=lambda m: m.name)
-def test_exact_paths_equal_the_solver_while_concentrations_change(effect):
-    u = effect.inputs()
-    held = assign(u, {"concentration": Steps(EDGES, LEVELS)})
-    exact = simulate(effect, effect.params(), held, TIMES)
-    stepped = simulate(replace(effect, flow=None, solver=TIGHT), effect.params(), held, TIMES)
-    for a, b in zip(jax.tree.leaves(exact.state), jax.tree.leaves(stepped.state), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
-
-
 @pytest.mark.parametrize(
     "model", [indirect_response_transit, delayed(stimulated)], ids=["inhibited", "stimulated"]
 )
@@ -138,8 +128,8 @@ def test_hills_curve_without_steepness_begins_as_a_line():
 def test_a_sampled_course_drives_a_response():
     """The same straight lines, cut into many steps of the solver."""
     u = Inputs(Sampled([0.0, 4.0, 8.0], [0.0, 4.0, 0.0]))
-    fine = np.linspace(0.0, 8.0, 1601)
-    held = Inputs(Steps(fine[:-1], np.interp(fine[:-1] + 0.0025, [0.0, 4.0, 8.0], [0.0, 4.0, 0.0])))
+    fine = np.linspace(0.0, 8.0, 401)
+    held = Inputs(Steps(fine[:-1], np.interp(fine[:-1] + 0.01, [0.0, 4.0, 8.0], [0.0, 4.0, 0.0])))
     p, times = indirect_response_3.params(), np.array([2.0, 5.0, 8.0])
     found = simulate(indirect_response_3, p, u, times).output.response
     np.testing.assert_allclose(

@@ -11,7 +11,7 @@ from scipy.integrate import quad
 from dtwin_jax.core.predictor import check_record, log_likelihood
 from dtwin_jax.core.prior import lognormal
 from dtwin_jax.core.quantity import assign
-from dtwin_jax.core.record import Record, Series
+from dtwin_jax.core.record import Record, Series, scenario, stack
 from dtwin_jax.core.signal import Doses, Steps
 from dtwin_jax.dynamics.couple import couple
 from dtwin_jax.dynamics.simulate import simulate
@@ -94,6 +94,22 @@ def test_rows_count_the_hazard_since_the_row_before():
     np.testing.assert_allclose(between, [-parts[0], np.log1p(-np.exp(-parts[1]))], rtol=1e-11)
 
 
+def test_a_padded_patient_of_a_cohort_has_his_own_likelihood():
+    patients = {"a": rows_of([5.0, 12.0, 30.0], [1.0, 1.0, 0.0]), "b": rows_of([25.0], [1.0])}
+    cohort = stack(patients).record
+    found = jax.jit(jax.vmap(lambda record: log_likelihood(events, P, record)["event"]))(cohort)
+    np.testing.assert_allclose(found[0], scores(patients["a"]), rtol=1e-12)
+    np.testing.assert_allclose(found[1], [*scores(patients["b"]), 0.0, 0.0], rtol=1e-12)
+
+
+def test_a_plan_tells_of_events_after_what_is_known():
+    """The probability of an event by each time, given none until the last visit."""
+    plan = scenario(rows_of([5.0, 12.0], [0.0, 0.0]), until=30.0, every=10.0)
+    expected = jax.jit(lambda p: events.predict(p, plan)["event"].mean)(P)
+    wanted = [0.0, 0.0, *(-np.expm1(-accumulated(12, t)) for t in (20, 30))]
+    np.testing.assert_allclose(expected, wanted, rtol=1e-11)
+
+
 def test_a_later_start_is_a_later_start_of_the_risk():
     """h0 is the hazard at the record's start."""
     record = Record(Inputs(), {"event": Series([120.0], [0.0])}, t0=100.0)
@@ -121,7 +137,14 @@ def test_a_drug_in_the_body_drives_the_hazard(under_drug):
     channels = {"concentration": Series([1.0, 3.0], [9.0, 2.0]), "event": Series([4.0], [1.0])}
     record = Record(u, channels)
     check_record(under_drug, record)
-    found, slope = jax.jit(jax.value_and_grad(lambda p: log_likelihood(under_drug, p, record)["event"][0]))(p)
+    shapes = jax.eval_shape(lambda p: log_likelihood(under_drug, p, record), p)
+    assert {name: each.shape for name, each in shapes.items()} == {"concentration": (2,), "event": (1,)}
+    model = under_drug.differentiated("forward")
+
+    def score(h0):
+        return log_likelihood(model, assign(p, {"risk.h0": h0}), record)["event"][0]
+
+    found, slope = jax.jit(lambda h0: jax.jvp(score, (h0,), (jnp.ones(()),)))(p.risk.h0)
 
     def at(t, h0=0.02):
         C = 10.0 * np.exp(-0.5 / 20.0 * 24.0 * t)
@@ -129,9 +152,7 @@ def test_a_drug_in_the_body_drives_the_hazard(under_drug):
 
     total = quad(at, 0.0, 4.0, epsabs=1e-13, epsrel=1e-12)[0]
     np.testing.assert_allclose(found, np.log(at(4.0)) - total, rtol=1e-9)
-    np.testing.assert_allclose(slope.risk.h0, (1 - total) / 0.02, rtol=1e-8)
-    predicted = jax.jit(lambda p: log_likelihood(under_drug, p, record))(p)
-    assert set(predicted) == {"concentration", "event"} and predicted["concentration"].shape == (2,)
+    np.testing.assert_allclose(slope, (1 - total) / 0.02, rtol=1e-8)
 
 
 def test_channels_that_tell_of_the_event_are_refused_beside_it():

@@ -3,17 +3,20 @@
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tabled import case, rows, table
 
+from dtwin_jax.core.predictor import PENALTY, likelihood_of
 from dtwin_jax.core.quantity import quantities, values
-from dtwin_jax.core.record import Record, Series
+from dtwin_jax.core.record import Record, Series, stack
 from dtwin_jax.core.signal import Doses
 from dtwin_jax.dynamics.simulate import simulate
 from dtwin_jax.inference.fit import fit
 from dtwin_jax.models import warfarin
 from dtwin_jax.models.warfarin import Inputs
 
+CHANNELS = {"concentration": "cp", "pca": "pca"}
 tight = replace(warfarin, solver=replace(warfarin.solver, rtol=1e-10, atol=1e-10))
 
 
@@ -22,12 +25,9 @@ def test_the_typical_patient_agrees_with_reference(shared):
     given = case(shared("reference/models/warfarin_pkpd_case.json"))["params"]
     p = warfarin.params()
     for name, value in given.items():
-        ours = (
-            jax.nn.sigmoid(p.logit_Emax)
-            if name == "emax"
-            else values(p)[{"cl": "CL", "v": "V", "ec50": "EC50", "e0": "E0"}.get(name, name)]
-        )
-        np.testing.assert_allclose(ours, value, rtol=1e-14, err_msg=name)
+        own = values(p) | {"emax": jax.nn.sigmoid(p.logit_Emax)}
+        renamed = {"cl": "CL", "v": "V", "ec50": "EC50", "e0": "E0"}
+        np.testing.assert_allclose(own[renamed.get(name, name)], value, rtol=1e-14, err_msg=name)
     u = Inputs(oral=Doses([0.0], [100.0]))
     after = np.ones(wanted["t_h"].size, bool)
     found = jax.jit(lambda p, u: simulate(tight, p, u, wanted["t_h"], after=after))(p, u)
@@ -45,8 +45,7 @@ def test_the_peak_of_the_first_patient_is_that_of_nlmixr(shared):
         np.array(about["times"], float),
         np.array(about["dv"], float),
     )
-    channels = {"concentration": "cp", "pca": "pca"}
-    observed = {name: Series(times[kinds == kind], seen[kinds == kind]) for name, kind in channels.items()}
+    observed = {name: Series(times[kinds == kind], seen[kinds == kind]) for name, kind in CHANNELS.items()}
     found = fit(
         warfarin, Record(Inputs(oral=Doses([0.0], [100.0])), observed), key=jax.random.key(0), starts=1
     )
@@ -60,6 +59,47 @@ def test_the_peak_of_the_first_patient_is_that_of_nlmixr(shared):
         else:
             continue
         np.testing.assert_allclose(ours, float(row["posologyr_expected"]), rtol=1e-3, err_msg=row["param"])
+
+
+def bateman(t, dose, ktr, ka, k, V):
+    """Concentration after two compartments emptied one after the other, by partial fractions."""
+    rates = np.array([ktr, ka, k])
+    share = [ktr * ka / np.prod(np.delete(rates, i) - rate) for i, rate in enumerate(rates)]
+    return dose / V * sum(c * np.exp(-rate * t) for c, rate in zip(share, rates, strict=True))
+
+
+def test_every_patient_of_the_study_is_explained(shared):
+    """32 patients side by side: concentrations by Bateman's formula, every activity explained."""
+    patients: dict = {}
+    for row in rows(shared("reference/models/data_warfarin_pkpd.csv")):
+        patients.setdefault(row["id"], []).append(row)
+    records = {}
+    for name, mine in patients.items():
+        (dose,) = [float(row["amt"]) for row in mine if row["evid"] == "1"]
+        seen = {
+            channel: [
+                (float(r["time"]), float(r["dv"])) for r in mine if r["dvid"] == kind and r["evid"] == "0"
+            ]
+            for channel, kind in CHANNELS.items()
+        }
+        series = {channel: Series(*map(list, zip(*pairs, strict=True))) for channel, pairs in seen.items()}
+        records[name] = Record(Inputs(oral=Doses([0.0], [dose])), series)
+    cohort = stack(records).record
+    p = jax.tree.map(lambda leaf: jnp.full(32, leaf), warfarin.params())
+
+    @jax.jit
+    def typical(cohort):
+        predicted = tight.predict_cohort(p, cohort)
+        mean = jax.vmap(lambda each: each["concentration"].mean)(predicted)
+        return mean, jax.vmap(likelihood_of)(predicted, cohort)["pca"]
+
+    found, scores = typical(cohort)
+    seen, doses = cohort.observations["concentration"], cohort.inputs.oral.amount
+    typically = {name: float(value) for name, value in values(warfarin.params()).items()}
+    k = typically["CL"] / typically["V"]
+    wanted = bateman(seen.time, doses, typically["ktr"], typically["ka"], k, typically["V"])
+    np.testing.assert_allclose(found[seen.mask], wanted[seen.mask], rtol=1e-6, atol=1e-8)
+    assert len(records) == 32 and np.all(scores > PENALTY)
 
 
 def test_spreads_are_those_of_the_source(shared):
