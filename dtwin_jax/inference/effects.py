@@ -111,6 +111,28 @@ class Effects:
         others = np.arange(len(self.varying), len(self.effects))
         return root.at[others, others].set(jnp.tile(self._gamma(psi), len(others) // len(self.between)))
 
+    def scatter_of(self, covariance: np.ndarray, least: np.ndarray) -> np.ndarray:
+        """The last of the numbers, of which `root` makes the nearest covariance that the population allows.
+
+        Args:
+            covariance: (effect, effect) of the random effects.
+            least: (effect, effect) on whose diagonal no variance falls below.
+        """
+        rows, columns = self._triangle()
+        first, floor = len(self.varying), np.maximum(np.diag(least), 1e-12)
+        own = covariance[:first, :first]
+        variance = np.maximum(np.diag(covariance), floor)
+        if self.correlated:
+            raised = np.sqrt(variance[:first] / np.maximum(np.diag(own), 1e-300))
+            root = np.linalg.cholesky(own * np.outer(raised, raised) + np.diag(1e-12 * variance[:first]))
+        else:
+            root = np.diag(np.sqrt(variance[:first]))
+        entries = np.where(rows == columns, np.log(np.abs(np.diag(root)))[rows], root[rows, columns])
+        if not self.between:
+            return entries
+        gamma = variance[first:].reshape(-1, len(self.between)).mean(axis=0)
+        return np.concatenate([entries, 0.5 * np.log(gamma)])
+
     def centres(self, psi: Any, record: Record) -> Any:
         """Unbounded parameters of every patient without random effects, (patient, name)."""
         names = [name for name, _ in self.priors]

@@ -15,18 +15,25 @@ from dtwin_jax.inference.effects import Effects
 from dtwin_jax.inference.estimated import Estimate
 from dtwin_jax.inference.gauss_newton import inverse_of_peak
 from dtwin_jax.inference.marginal import Approximation, Marginal
+from dtwin_jax.inference.nodes import NETS, scattered
 from dtwin_jax.inference.objective import Objective
 from dtwin_jax.inference.population import Population, check_population
+from dtwin_jax.inference.saem import approximated
 from dtwin_jax.inference.searching import FLAT, searched
 
+# What a step of Newton's may still gain of -2 log likelihood where a random search ends.
+_GAIN = 0.1
 
-def estimate(
+
+def estimate(  # noqa: PLR0913
     population: Population,
     cohort: Cohort,
     *,
     by: Approximation = "focei",
     priors: Mapping[str, Override] | None = None,
     nodes: int = 7,
+    draws: int = 512,
+    key: Any = None,
     start: Mapping[str, float] | None = None,
     search: bool = True,
     max_steps: int = 500,
@@ -39,13 +46,17 @@ def estimate(
     Args:
         population: what varies; with a `correlation`, whatever it is, the covariance is full.
         cohort: the patients.
-        by: "fo", "foce", "focei", "laplace" or "quadrature".
+        by: "fo", "foce", "focei" or "laplace"; "quadrature", adaptive, of Gauss and Hermite; "importance",
+            sampled about the peaks from a t distribution, by the same draws at every step of the search;
+            "saem", of which the likelihood is told as by "importance".
         priors: name -> `Prior` (estimated), a number or None (known).
         nodes: of quadrature, in each direction.
+        draws: of importance sampling, of each patient; powers of 2 are best.
+        key: random key, of "importance" and "saem".
         start: name as in `Estimate.names` -> where to begin, typical values and standard deviations on their
             own scales; by default declared values, and 0.3 for standard deviations.
         search: False looks at the likelihood at `start` only.
-        max_steps: of the optimiser.
+        max_steps: of the search; iterations of "saem".
 
     Raises:
         ValueError: data, priors or names that the population cannot use, or an approximation that does not
@@ -55,6 +66,11 @@ def estimate(
         raise ValueError(f"by: found {by!r}, expected one of {', '.join(get_args(Approximation))}")
     if nodes < 1:
         raise ValueError(f"nodes: found {nodes}, expected 1 or more")
+    if draws < 1 or draws % NETS:
+        raise ValueError(f"draws: found {draws}, expected a multiple of {NETS}")
+    random = by in ("importance", "saem")
+    if random and key is None:
+        raise ValueError(f"{by} is random: give a key=jax.random.key(...)")
     check_cohort(population.predictor, cohort)
     check_population(population, cohort)
     base, free = estimated(population.solved, priors or {}, tuple(cohort.record.known))
@@ -63,15 +79,18 @@ def estimate(
             raise ValueError(f"{name!r} varies between patients but is known: give it a prior")
     predictor = differentiated(population.predictor, "forward")
     effects = Effects(replace(population, predictor=predictor, centred=None), tuple(free.items()))
-    problem = Objective(Marginal(effects, by, nodes), base, jax.tree.map(jnp.asarray, cohort.record))
+    record = jax.tree.map(jnp.asarray, cohort.record)
+    nets = scattered(draws, len(effects.effects), key, cohort.numbers) if random else None
+    problem = Objective(Marginal(effects, by, nodes), base, record, nets)
     problem.check()
     psi = _begun(effects, base, start or {})
-    message, converged = "not searched", False
-    if search:
+    message = "not searched"
+    if search and by == "saem":
+        psi = approximated(effects, base, record, psi, jax.random.fold_in(key, 1), max_steps)
+        message = f"{max_steps} iterations"
+    elif search:
         psi, message = searched(problem, psi, max_steps)
-    total, slope = problem.value(psi)
-    converged = bool(np.isfinite(total) and total < -PENALTY and np.max(np.abs(slope)) < FLAT)
-    return _finished(problem, cohort, psi, total, message, converged)
+    return _finished(problem, cohort, psi, message)
 
 
 def _begun(effects: Effects, base: Any, start: Mapping[str, float]) -> np.ndarray:
@@ -94,15 +113,15 @@ def _begun(effects: Effects, base: Any, start: Mapping[str, float]) -> np.ndarra
     return psi
 
 
-def _finished(
-    problem: Objective, cohort: Cohort, psi: np.ndarray, total: float, message: str, converged: bool
-) -> Estimate:
+def _finished(problem: Objective, cohort: Cohort, psi: np.ndarray, message: str) -> Estimate:
     marginal = problem.marginal
     effects = marginal.effects
+    total, slope = problem.value(psi)
     each, slopes = problem.each(psi)
     if marginal.by == "fo":
         # FO needs no effects; they are sought afterwards, as NONMEM's POSTHOC does.
         problem.find(psi)
+    monte_carlo_error = problem.error(psi)
     lost = ~np.isfinite(each) | (each >= -PENALTY)
     eta, arrived = problem.eta.copy(), problem.arrived.copy()
     count = sum(
@@ -110,6 +129,9 @@ def _finished(
         for series in cohort.record.observations.values()
     )
     curvature = problem.curvature(psi)
+    # What a step of Newton's would still gain, of -2 log likelihood.
+    gain = float(slope @ inverse_of_peak(curvature) @ slope) / 4.0
+    near = gain < _GAIN if marginal.by == "saem" else bool(np.max(np.abs(slope)) < FLAT)
     told = {name: float(value) for name, value in effects.told(jnp.asarray(psi)).items()}
     moved = jax.jacfwd(effects.told)(jnp.asarray(psi))
     error = np.sqrt(np.diag(inverse_of_peak(curvature)))
@@ -125,6 +147,8 @@ def _finished(
         minus_two_log_likelihood=total,
         by=marginal.by,
         nodes=marginal.nodes if marginal.by == "quadrature" else 0,
+        draws=0 if problem.scattered is None else len(problem.scattered.at),
+        monte_carlo_error=monte_carlo_error,
         slopes=np.stack([np.asarray(moved[name]) for name in told]),
         effects=effects.effects,
         eta=eta,
@@ -133,6 +157,6 @@ def _finished(
         cross_product=slopes.T @ slopes / 4.0,
         shrinkage=dict(zip(effects.effects, shrunk.tolist(), strict=True)),
         failed=tuple(np.asarray(cohort.ids)[~arrived | lost].tolist()),
-        converged=converged,
+        converged=bool(np.isfinite(total)) and total < -PENALTY and near,
         message=message,
     )

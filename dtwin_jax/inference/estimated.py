@@ -24,6 +24,8 @@ class Estimate:
         minus_two_log_likelihood: with all constants.
         by: how it was approximated.
         nodes: of quadrature, in each direction; 0 otherwise.
+        draws: of importance sampling, of each patient; 0 otherwise.
+        monte_carlo_error: standard error of `objective` where it is random; 0 otherwise.
         slopes: of the values in `estimate` by the numbers in `vector`.
         effects: of each random effect, the parameter that it moves; `CL_2` is that in the second occasion.
         eta: (patient, effect) the most probable random effects.
@@ -33,7 +35,8 @@ class Estimate:
         shrinkage: name as in `effects` -> 1 - sd of the effects (over all, not one less) / their
             standard deviation.
         failed: patients whose peak was not found.
-        converged: the optimiser's gradient is near nothing.
+        converged: the slope of the likelihood is near nothing; after "saem", a step of Newton's would gain
+            less than 0.1.
         message: what the optimiser said.
     """
 
@@ -46,6 +49,8 @@ class Estimate:
     minus_two_log_likelihood: float
     by: Approximation
     nodes: int
+    draws: int
+    monte_carlo_error: float
     slopes: np.ndarray
     effects: tuple[str, ...]
     eta: np.ndarray

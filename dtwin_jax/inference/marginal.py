@@ -2,7 +2,8 @@
 
 About the most probable effects of each patient the density is taken for a normal one (Laplace), with its
 exact curvature or the one expected of it (FOCE with interaction), with errors as without effects (FOCE), or
-about no effects at all (FO); or it is summed over nodes that are laid about the peak (adaptive quadrature).
+about no effects at all (FO); or it is summed over nodes that are laid about the peak, on a grid (adaptive
+quadrature) or at random (importance sampling).
 
 Source: Wang 2007, doi 10.1007/s10928-007-9060-6; Pinheiro & Bates 1995, doi 10.1080/10618600.1995.10474663.
 """
@@ -13,16 +14,18 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dtwin_jax.core.record import SEEN, Record
 from dtwin_jax.inference.effects import Effects, log_normal_density
+from dtwin_jax.inference.nodes import NETS, Nodes, grid
 from dtwin_jax.inference.posteriors import information_of, measured
 
 # A step of Newton's is taken where it promises less than this, in nats.
 _NEAR = 1e-3
+# Nodes times patients that are solved at once.
+_POINTS = 512
 
-Approximation = Literal["fo", "foce", "focei", "laplace", "quadrature"]
+Approximation = Literal["fo", "foce", "focei", "laplace", "quadrature", "importance", "saem"]
 
 
 @dataclass(frozen=True)
@@ -52,20 +55,29 @@ class Marginal:
         explained = functools.reduce(jnp.logical_and, [part[2] for part in parts])
         return fit + log_normal_density(root, eta), slope, curvature, explained
 
-    def minus_two(self, base: Any, record: Record, psi: Any, eta: Any) -> Any:
+    def minus_two(self, base: Any, record: Record, psi: Any, eta: Any, scattered: Nodes | None = None) -> Any:
         """-2 log of the marginal likelihood of every patient (patient,); `eta` are the peaks of the effects.
 
-        Differentiable by `psi`: how the peaks move with it is taken into account.
+        `scattered` are the nodes of importance sampling, the same at every `psi`. Differentiable by `psi`:
+        how the peaks move with it is taken into account.
         """
         if self.by == "fo":
             return self._about_none(base, record, psi, jnp.zeros_like(eta))
         eta = self._moving(base, record, psi, eta)
-        if self.by == "quadrature":
-            return self._summed(base, record, psi, eta)
+        if self.by in ("quadrature", "importance", "saem"):
+            nodes = grid(self.nodes, eta.shape[1]) if scattered is None else scattered
+            return -2.0 * jax.scipy.special.logsumexp(self.terms(base, record, psi, eta, nodes), axis=0)
         value, _, expected, _ = self.joint(base, record, psi, eta)
         curvature = self._curvature(base, record, psi, eta) if self.by == "laplace" else expected
         _, log_size = jnp.linalg.slogdet(curvature)
         return -2.0 * value - eta.shape[1] * jnp.log(2.0 * jnp.pi) + log_size
+
+    def error(self, base: Any, record: Record, psi: Any, eta: Any, scattered: Nodes) -> Any:
+        """Standard error of the sum over patients of `minus_two`, from how far the nets of nodes differ."""
+        terms = self.terms(base, record, psi, eta, scattered)
+        sums = jax.scipy.special.logsumexp(terms.reshape(NETS, -1, terms.shape[1]), axis=1)
+        share = jax.nn.softmax(sums, axis=0) * NETS
+        return 2.0 * jnp.sqrt(jnp.sum(jnp.var(share, axis=0, ddof=1)) / NETS)
 
     def _moving(self, base: Any, record: Record, psi: Any, eta: Any) -> Any:
         """The peaks near the constants `eta` as functions of `psi`, to first order: a step of Newton's."""
@@ -129,25 +141,22 @@ class Marginal:
         _, log_size = jnp.linalg.slogdet(curvature)
         return total - explained + size + log_size + 2.0 * jnp.sum(jnp.log(jnp.diagonal(root)))
 
-    def _summed(self, base: Any, record: Record, psi: Any, eta: Any) -> Any:
-        """Gauss-Hermite quadrature about the peaks, in coordinates in which the curvature is 1."""
-        count = eta.shape[1]
-        at, weight = np.polynomial.hermite_e.hermegauss(self.nodes)
-        nodes = np.stack(np.meshgrid(*[at] * count, indexing="ij"), axis=-1).reshape(-1, count)
-        weights = np.stack(np.meshgrid(*[weight] * count, indexing="ij"), axis=-1).reshape(-1, count)
-        log_weight = np.sum(np.log(weights), axis=1) + 0.5 * np.sum(nodes**2, axis=1)
+    def terms(self, base: Any, record: Record, psi: Any, eta: Any, nodes: Nodes) -> Any:
+        """The logs of what is summed about the peaks to each patient's likelihood: (node, patient)."""
         half = jnp.linalg.cholesky(self._curvature(base, record, psi, eta))
-        # L^-T z for a curvature L L'.
-        moves = jax.vmap(lambda half: jax.scipy.linalg.solve_triangular(half.T, nodes.T, lower=False).T)(half)
-        centres, effects = self.effects.centres(psi, record), self.effects
-        root = effects.root(psi)
+        effects, centres, root = self.effects, self.effects.centres(psi, record), self.effects.root(psi)
+        log_size = jnp.sum(jnp.log(jnp.diagonal(half, axis1=1, axis2=2)), axis=1)
 
-        def node(k: Any) -> Any:
-            here = eta + moves[:, k]
+        def node(each: Nodes) -> Any:
+            at = jnp.broadcast_to(each.at, eta.shape)
+            # L^-T z for a curvature L L'.
+            move = lambda half, z: jax.scipy.linalg.solve_triangular(half.T, z, lower=False)  # noqa: E731
+            here = eta + jax.vmap(move)(half, at)
             found = measured(effects.target, base, record, centres + effects.spread(here))
             fit = sum(jnp.sum(each["fit"], axis=1) for each in found.values())
-            return fit + log_normal_density(root, here) + jnp.asarray(log_weight)[k]
+            return fit + log_normal_density(root, here) + each.log_weight - log_size
 
-        terms = jax.lax.map(node, jnp.arange(len(nodes)))
-        log_size = jnp.sum(jnp.log(jnp.diagonal(half, axis1=1, axis2=2)), axis=1)
-        return -2.0 * (jax.scipy.special.logsumexp(terms, axis=0) - log_size)
+        count, most = nodes.at.shape[0], max(_POINTS // eta.shape[0], 1)
+        # All blocks of one size: another would be compiled for the rest.
+        side = max(size for size in range(1, min(most, count) + 1) if count % size == 0)
+        return jax.lax.map(node, nodes, batch_size=side)

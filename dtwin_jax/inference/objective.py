@@ -11,6 +11,7 @@ from dtwin_jax.core.record import SEEN, Record
 from dtwin_jax.inference.density import standard_promotion
 from dtwin_jax.inference.gauss_newton import climbed
 from dtwin_jax.inference.marginal import Marginal
+from dtwin_jax.inference.nodes import Nodes
 from dtwin_jax.inference.posteriors import measured
 
 # What the last step towards a patient's peak may still promise, in nats.
@@ -25,8 +26,8 @@ _LEAST = 1e-6
 class Objective:
     """An objective with what is kept between two looks at it: the peaks of the effects."""
 
-    def __init__(self, marginal: Marginal, base: Any, record: Record):
-        self.marginal, self.base, self.record = marginal, base, record
+    def __init__(self, marginal: Marginal, base: Any, record: Record, scattered: Nodes | None = None):
+        self.marginal, self.base, self.record, self.scattered = marginal, base, record, scattered
         self.eta = np.zeros((record.t0.shape[0], len(marginal.effects.effects)))
         self.arrived = np.ones(len(self.eta), bool)
         self.psi = np.zeros(0)
@@ -34,7 +35,7 @@ class Objective:
     def check(self) -> None:
         """Refuse errors that the approximation cannot take."""
         marginal = self.marginal
-        if marginal.by in ("laplace", "quadrature"):
+        if marginal.by not in ("fo", "foce", "focei"):
             return
         psi = np.zeros(len(marginal.effects.names))
         rows = jax.eval_shape(functools.partial(_channels, marginal), self.base, self.record, psi)
@@ -59,8 +60,14 @@ class Objective:
             return np.full(len(self.eta), np.nan), np.full((len(self.eta), len(psi)), np.nan)
         if self.marginal.by != "fo":
             self.find(psi)
-        found = _each(self.marginal, self.base, self.record, psi, self.eta)
+        found = _each(self.marginal, self.base, self.record, psi, self.eta, self.scattered)
         return np.asarray(found[0]), np.asarray(found[1])
+
+    def error(self, psi: np.ndarray) -> float:
+        """Monte Carlo standard error of `value` where it is random, else 0."""
+        if self.scattered is None:
+            return 0.0
+        return float(_error(self.marginal, self.base, self.record, psi, self.eta, self.scattered))
 
     def find(self, psi: np.ndarray) -> None:
         """The peaks of the effects at `psi`, from where they were before."""
@@ -102,11 +109,19 @@ def _joint(marginal: Marginal, base: Any, record: Record, psi: Any, eta: Any) ->
 
 @functools.partial(jax.jit, static_argnames=("marginal",))
 @standard_promotion
-def _each(marginal: Marginal, base: Any, record: Record, psi: Any, eta: Any) -> tuple[Any, Any]:
-    value = lambda psi: marginal.minus_two(base, record, psi, eta)  # noqa: E731
+def _each(
+    marginal: Marginal, base: Any, record: Record, psi: Any, eta: Any, scattered: Nodes | None
+) -> tuple[Any, Any]:
+    value = lambda psi: marginal.minus_two(base, record, psi, eta, scattered)  # noqa: E731
     along = lambda way: jax.jvp(value, (psi,), (way,))  # noqa: E731
     each, slopes = jax.vmap(along, out_axes=(None, 0))(jnp.eye(len(psi)))
     return each, slopes.T
+
+
+@functools.partial(jax.jit, static_argnames=("marginal",))
+@standard_promotion
+def _error(marginal: Marginal, base: Any, record: Record, psi: Any, eta: Any, scattered: Nodes) -> Any:
+    return marginal.error(base, record, psi, eta, scattered)
 
 
 @standard_promotion

@@ -6,7 +6,7 @@ covariance of three parts: omega^2 of all of a patient's, gamma^2 of those of on
 
 import functools
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import equinox as eqx
@@ -126,6 +126,20 @@ def test_the_most_likely_numbers_are_found(patients):
     )
     assert found.converged and found.minus_two_log_likelihood == pytest.approx(exact.fun, abs=1e-6)
     assert found.estimate["gamma_level"] == pytest.approx(np.exp(exact.x[3]), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("by", "correlation", "within"), [("importance", None, 0.02), ("saem", None, 0.05), ("saem", 1.0, 0.05)]
+)
+def test_random_methods_find_them_too(patients, by, correlation, within):
+    exact = estimate(POPULATION, patients)
+    population = replace(POPULATION, correlation=correlation)
+    found = estimate(population, patients, by=by, key=jax.random.key(1))
+    assert found.converged
+    away = found.objective - exact.objective
+    assert abs(away) < 4 * found.monte_carlo_error + (0.1 if by == "saem" else 0.0)
+    for name, value in exact.estimate.items():
+        assert found.estimate[name] == pytest.approx(value, rel=within, abs=0.02), name
 
 
 def test_joint_density_for_the_sampler_is_the_product_of_its_parts(patients):

@@ -1,0 +1,215 @@
+"""Maximum likelihood by stochastic approximation: random effects are drawn, and their moments averaged.
+
+Every iteration moves the parameters of all patients by a few Metropolis steps towards their distribution
+given the data and the present numbers. Typical values, coefficients and covariances are then the best for
+moments that are averaged over iterations; what all patients share follows the averaged score by steps of
+Newton's. At first the latest draws count alone, so that the search forgets where it began; then all count
+alike.
+
+Source: Kuhn & Lavielle 2005, doi 10.1016/j.csda.2004.07.033; Delyon, Lavielle & Moulines 1999, doi
+10.1214/aos/1018031103.
+"""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dtwin_jax.core.record import Record
+from dtwin_jax.inference.density import standard_promotion
+from dtwin_jax.inference.effects import Effects, log_normal_density
+from dtwin_jax.inference.posteriors import information_of, measured
+
+# Draws of all patients together, at least: of few patients several chains run side by side.
+_DRAWS = 100
+# The share of iterations in which the latest draws count alone; in the first half of these variances shrink
+# by no more than a twentieth each.
+_EXPLORING, _COOLING = 0.6, 0.95
+# Rounds of Metropolis steps, the acceptance that they aim at, and how fast they learn how far to step.
+_ROUNDS, _ACCEPTED, _LEARNING = 2, 0.4, 0.2
+# A shared number moves no further in one iteration.
+_LONGEST = 0.5
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Where the numbers of a population are in their vector."""
+
+    effects: Effects
+
+    @property
+    def shared(self) -> np.ndarray:
+        """Parameters without random effects, whose likelihood is that of the measurements alone."""
+        names = [name for name, _ in self.effects.priors]
+        return np.asarray([i for i, name in enumerate(names) if name not in self.effects.varying], int)
+
+    @property
+    def central(self) -> np.ndarray:
+        """Typical values of varying parameters, and coefficients."""
+        count = len(self.effects.priors)
+        varying = [i for i in range(count) if i not in self.shared]
+        return np.asarray([*varying, *range(count, count + len(self.effects.coefficients))], int)
+
+
+@dataclass
+class _Moments:
+    """Averages over iterations.
+
+    Attributes:
+        first: (patient, effect) of the individual parameters.
+        second: (effect, effect) their products, summed over patients.
+        information: (shared, shared) expected curvature of the likelihood of measurements.
+    """
+
+    first: np.ndarray
+    second: np.ndarray
+    information: np.ndarray
+
+    def moved(self, new: "_Moments", gain: float) -> "_Moments":
+        """A share `gain` of the way to new ones."""
+        pairs = zip(vars(self).values(), vars(new).values(), strict=True)
+        return _Moments(*(old + gain * (now - old) for old, now in pairs))
+
+
+def approximated(
+    effects: Effects, base: Any, record: Record, psi: np.ndarray, key: Any, iterations: int
+) -> np.ndarray:
+    """The numbers at which the likelihood is highest.
+
+    Args:
+        effects: of the population.
+        base: known parameters.
+        record: of the patients.
+        psi: where to start.
+        key: random key.
+        iterations: how many.
+    """
+    parts, patients = _Parts(effects), record.t0.shape[0]
+    chains = -(-_DRAWS // patients)
+    rows = jax.tree.map(lambda leaf: jnp.tile(leaf, (chains,) + (1,) * (jnp.ndim(leaf) - 1)), record)
+    at = np.asarray(_middle(effects, psi, rows))
+    scale = np.ones_like(at)
+    exploring = int(_EXPLORING * iterations)
+    moments = None
+    for k, each in enumerate(jax.random.split(key, iterations)):
+        at, scale, first, second, score, information = _iterated(effects, base, rows, psi, at, scale, each)
+        first = np.asarray(first).reshape(chains, patients, -1).mean(axis=0)
+        new = _Moments(first, np.asarray(second) / chains, np.asarray(information) / chains)
+        gain = 1.0 if k < exploring else 1.0 / (k - exploring + 1.0)
+        moments = new if moments is None else moments.moved(new, gain)
+        slowest = _COOLING if k < exploring // 2 else 0.0
+        psi = _maximised(parts, record, psi, moments, slowest)
+        psi = _shared(parts, psi, np.asarray(score) / chains, moments.information, gain)
+    return psi
+
+
+def _shared(
+    parts: _Parts, psi: np.ndarray, score: np.ndarray, information: np.ndarray, gain: float
+) -> np.ndarray:
+    """What all patients share, moved along the score."""
+    if not len(parts.shared):
+        return psi
+    ridge = 1e-8 * np.trace(information) * np.eye(len(information))
+    step = np.linalg.solve(information + ridge, score)
+    psi = psi.copy()
+    psi[parts.shared] += gain * np.clip(step, -_LONGEST, _LONGEST)
+    return psi
+
+
+def _maximised(
+    parts: _Parts, record: Record, psi: np.ndarray, moments: _Moments, slowest: float
+) -> np.ndarray:
+    """Typical values, coefficients and covariances that fit the moments best."""
+    effects, central, psi = parts.effects, parts.central, psi.copy()
+    old = np.asarray(effects.root(jnp.asarray(psi)))
+    inverse = np.linalg.inv(old @ old.T)
+    middle, slope = (np.asarray(each) for each in _sloped(effects, psi, record))
+    slope = slope[..., central]
+    left = np.einsum("pik,ij,pjl->kl", slope, inverse, slope)
+    right = np.einsum("pik,ij,pj->k", slope, inverse, moments.first - middle)
+    psi[central] += np.linalg.lstsq(left, right, rcond=None)[0]
+    middle = np.asarray(_middle(effects, psi, record))
+    cross = middle.T @ moments.first
+    covariance = (moments.second - cross - cross.T + middle.T @ middle) / len(middle)
+    psi[len(effects.priors) + len(effects.coefficients) :] = effects.scatter_of(
+        covariance, slowest * old @ old.T
+    )
+    return psi
+
+
+@functools.partial(jax.jit, static_argnames=("effects",))
+@standard_promotion
+def _middle(effects: Effects, psi: Any, record: Record) -> Any:
+    """Where the effects of every patient are about, (patient, effect): typical parameters, and 0 for those of
+    occasions."""
+    names = [name for name, _ in effects.priors]
+    places = np.asarray([names.index(name) for name in effects.varying])
+    typical = effects.centres(psi, record)[:, places]
+    return jnp.pad(typical, ((0, 0), (0, len(effects.effects) - len(places))))
+
+
+@functools.partial(jax.jit, static_argnames=("effects",))
+@standard_promotion
+def _sloped(effects: Effects, psi: Any, record: Record) -> tuple[Any, Any]:
+    return _middle(effects, psi, record), jax.jacfwd(lambda psi: _middle(effects, psi, record))(psi)
+
+
+@functools.partial(jax.jit, static_argnames=("effects",))
+@standard_promotion
+def _iterated(effects: Effects, base: Any, record: Record, psi: Any, at: Any, scale: Any, key: Any) -> tuple:
+    """Draws moved on, how far their steps are, and what is averaged of them."""
+    middle, root = _middle(effects, psi, record), effects.root(psi)
+    centres, count = effects.centres(psi, record), at.shape[1]
+
+    def fit(eta: Any) -> Any:
+        found = measured(effects.target, base, record, centres + effects.spread(eta))
+        return sum(jnp.sum(each["fit"], axis=1) for each in found.values())
+
+    def accepted(state: tuple, eta: Any, log_ratio: Any, likelihood: Any, key: Any) -> tuple:
+        taken = jnp.log(jax.random.uniform(key, log_ratio.shape)) < log_ratio
+        old, before = state
+        return (jnp.where(taken[:, None], eta, old), jnp.where(taken, likelihood, before)), taken
+
+    def anew(state: tuple, key: Any) -> tuple:
+        """Effects drawn as if there were no data."""
+        draw, choose = jax.random.split(key)
+        eta = jax.random.normal(draw, state[0].shape) @ root.T
+        likelihood = fit(eta)
+        return accepted(state, eta, likelihood - state[1], likelihood, choose)[0]
+
+    def along(state: tuple, way: tuple) -> tuple:
+        """One effect moved, by steps of which two in five should be taken."""
+        (eta, likelihood), scale = state
+        i, key = way
+        draw, choose = jax.random.split(key)
+        size = scale[:, i] * jnp.sqrt(jnp.sum(root[i] ** 2))
+        new = eta.at[:, i].add(size * jax.random.normal(draw, size.shape))
+        found = fit(new)
+        ratio = found + log_normal_density(root, new) - likelihood - log_normal_density(root, eta)
+        kept, taken = accepted((eta, likelihood), new, ratio, found, choose)
+        learnt = jnp.exp(_LEARNING * (jnp.where(taken, 1.0, 0.0) - _ACCEPTED))
+        return (kept, scale.at[:, i].multiply(learnt)), None
+
+    first, second = jax.random.split(key)
+    eta = at - middle
+    state = anew((eta, fit(eta)), first)
+    ways = jnp.tile(jnp.arange(count), _ROUNDS)
+    (state, scale), _ = jax.lax.scan(along, (state, scale), (ways, jax.random.split(second, len(ways))))
+    at = state[0] + middle
+    score, information = _score(effects, base, record, centres + effects.spread(state[0]))
+    return at, scale, at, at.T @ at, score, information
+
+
+def _score(effects: Effects, base: Any, record: Record, u: Any) -> tuple[Any, Any]:
+    """Of shared numbers: the score of all measurements, and its expected curvature."""
+    shared = _Parts(effects).shared
+    if not len(shared):
+        return jnp.zeros(0), jnp.zeros((0, 0))
+    rows = functools.partial(measured, effects.target, base, record)
+    along = lambda way: jax.jvp(rows, (u,), (jnp.broadcast_to(way, u.shape),))  # noqa: E731
+    value, slope = jax.vmap(along, out_axes=(None, 0))(jnp.eye(u.shape[1])[shared])
+    parts = [information_of(value[name], slope[name], series) for name, series in record.observations.items()]
+    return sum(jnp.sum(each[0], axis=0) for each in parts), sum(jnp.sum(each[1], axis=0) for each in parts)
