@@ -72,8 +72,8 @@ def goodness_of_fit(tree: Any, channel: str) -> Figure:
             pictures.append((head, data.time, part[kind], (time, name), standard))
             pictures.append((f"{name} over predictions", part[over], part[kind], (title, name), standard))
     normal = [kind for kind in ("cwres", "npde") if kind in part]
-    heads = [head for head, *_ in pictures] + [f"{_NAMES[kind]} and a normal" for kind in normal]
-    notes = _notes(tree, data)
+    heads = [head for head, *_ in pictures] + [_moments(_NAMES[kind], part[kind]) for kind in normal]
+    notes = _notes(tree, data) + _unsimulated(tree) * ("npde" in part)
     fig = panels(f"Goodness of fit · {escape(channel)}", heads, columns=2, height=200, notes=notes)
     ids = patient_ids(group(tree, "observed_data"))
     for index, (_, x, y, titles, draw) in enumerate(pictures):
@@ -172,6 +172,18 @@ def effects_by_fact(tree: Any, facts: Sequence[str] | None = None) -> Figure:
 
 def _failed(tree: Any) -> list[str]:
     return [str(who) for who in json.loads(tree.attrs.get("failed") or "[]")]
+
+
+def _unsimulated(tree: Any) -> list[str]:
+    lost = [str(who) for who in json.loads(tree.attrs.get("unsimulated") or "[]")]
+    return [f"No NPDE, a simulated data set failed: {', '.join(lost)}."] * bool(lost)
+
+
+def _moments(name: str, z: np.ndarray) -> str:
+    """A title with the mean and the variance, which ought to be 0 and 1."""
+    z = z[np.isfinite(z)]
+    said = f" · mean {z.mean():.2f}, variance {z.var():.2f}".replace("-", "−") if len(z) else ""
+    return f"{name} and a normal{said}"
 
 
 def _notes(tree: Any, data: Observed | None = None, *, censored: bool = True) -> list[str]:

@@ -90,10 +90,14 @@ def predictive_check(
         replicates: of `forecast_new` with the same designs; or of `diagnose`, which is both.
         channel: what was measured.
         corrected: for predictions; see above. The typical prediction is the population's where `result` is of
-            `diagnose`, else the median of what is expected of new patients.
+            `diagnose`, else the median of what is expected of new patients. What has none that is positive
+            is left out.
         by: a fact known of the patients, for a panel for each of its values; patients are parted at the
             median of a fact with many.
         edges: inner edges of the bins; by default about as many measurements in each.
+
+    Raises:
+        ValueError: as `compared`; or nothing that can be corrected.
     """
     found = compared(result, replicates, channel, by=by)
     cuts = time_bins(found.time) if edges is None else np.array([-np.inf, *sorted(edges), np.inf])
@@ -239,6 +243,8 @@ def _typical(result: Any, predictions: Any, channel: str, whole: np.ndarray) -> 
 def _corrected(found: Simulated, edges: np.ndarray) -> Simulated:
     """Measurements and simulations moved to the typical patient of their bin and stratum."""
     good = np.isfinite(found.typical) & (found.typical > 0)
+    if not good.any():
+        raise ValueError("corrected: the trees have no typical prediction that is positive")
     notes = list(found.notes)
     if not good.all():
         lost = counted(int((~good).sum()), "measurement")

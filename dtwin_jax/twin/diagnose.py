@@ -50,7 +50,8 @@ def diagnose(
     Residuals are of values that were seen. Those beyond a limit have none, though the random effects know
     them; a channel whose errors are not normal (log-normal ones are, on the scale of logarithms) has no IWRES
     and CWRES, one of counts or categories no NPDE. A patient who was not fitted, or whom the model cannot
-    predict, is named in the attribute `failed` and has NaN for whatever rests on the random effects.
+    predict, is named in the attribute `failed` and has NaN for whatever rests on the random effects; one of
+    whom a simulated data set failed is named in `unsimulated`, and has no NPDE.
 
     Args:
         population: as estimated.
@@ -79,6 +80,7 @@ def diagnose(
     moments = _moments(fitted)
     failed = _failed(fitted, moments, expected)
     tree = _tree(fitted, failed)
+    tree.attrs["unsimulated"] = _named(fitted, _unsimulated(fitted, drawn))
     tree["predictions"] = _as_tree(_predictions(fitted, drawn))
     tree["residuals"] = _as_tree(_residuals(fitted, moments, expected, drawn, failed))
     tree["courses"] = _as_tree(_courses(fitted, failed, points))
@@ -146,6 +148,20 @@ def _failed(fitted: Fitted, moments: dict[str, Moments], expected: dict[str, np.
         whole = np.isfinite(expected[name]).all(axis=0) | ~np.asarray(series.mask)
         lost = lost | ~whole.all(axis=1)
     return functools.reduce(lambda lost, one: lost | ~one.defined, moments.values(), lost)
+
+
+def _unsimulated(fitted: Fitted, drawn: dict[str, np.ndarray]) -> np.ndarray:
+    """(patient,) of whom a simulated measurement is no number."""
+    whole = [
+        np.isfinite(drawn[name]).all(axis=0) | ~np.asarray(series.mask)
+        for name, series in fitted.cohort.record.observations.items()
+    ]
+    return np.any(~np.concatenate(whole, axis=1), axis=1)
+
+
+def _named(fitted: Fitted, chosen: np.ndarray) -> str:
+    """The ids of some patients, as JSON."""
+    return json.dumps([who for who, one in zip(fitted.cohort.ids, chosen, strict=True) if one])
 
 
 def _residuals(
@@ -269,7 +285,7 @@ def _tree(fitted: Fitted, failed: np.ndarray) -> Any:
         "minus_two_log_likelihood": found.minus_two_log_likelihood,
         "converged": int(found.converged),
         "message": found.message,
-        "failed": json.dumps([who for who, lost in zip(ids, failed, strict=True) if lost]),
+        "failed": _named(fitted, failed),
     }
     return tree
 

@@ -42,7 +42,9 @@ def test_points_are_the_measurements_beside_their_predictions(tree):
     fig = plot.goodness_of_fit(tree, "y")
     heads = [title(fig, i) for i in range(10)]
     assert heads[:3] == ["observed and population", "observed and individual", "CWRES over time"]
-    assert heads[8:] == ["CWRES and a normal", "NPDE and a normal"]
+    z = tree["residuals"]["y_npde"].values
+    said = f" · mean {np.nanmean(z):.2f}, variance {np.nanvar(z):.2f}".replace("-", "−")
+    assert heads[8].startswith("CWRES and a normal") and heads[9] == f"NPDE and a normal{said}"
     data, residuals = tree["observed_data"], tree["residuals"]
     (points,) = on(fig, 1)
     kept = (data["y_censor"] == 0).values & np.isfinite(data["y"].values)
@@ -53,6 +55,13 @@ def test_points_are_the_measurements_beside_their_predictions(tree):
     assert "1 measurement at a limit of quantification left out." in fig.layout.meta["notes"]
     # Only what rests on the random effects is unknown of who was not fitted.
     assert fitted.LOST in on(fig, 0)[0].text
+
+
+def test_who_could_not_be_simulated_is_named(tree):
+    lost = tree.copy(deep=True)
+    lost.attrs["unsimulated"] = '["patient 5"]'
+    notes = plot.goodness_of_fit(lost, "y").layout.meta["notes"]
+    assert notes[-1] == "No NPDE, a simulated data set failed: patient 5."
 
 
 def test_residuals_are_drawn_beside_normal_quantiles(tree):

@@ -62,6 +62,28 @@ def test_where_the_typical_prediction_is_not_positive_nothing_is_corrected(tree)
     ]
 
 
+def test_calibrated_populations_are_corrected_by_the_median_of_what_new_patients_are_expected_to_have(tree):
+    """As from `forecast_new`, which has `y_expected` and knows no typical patient."""
+    result, replicates = tree.copy(deep=True), tree.copy(deep=True)
+    del result["residuals"]
+    with pytest.raises(ValueError, match="no typical prediction that is positive"):
+        plot.predictive_check(result, replicates, "y", corrected=True)
+    expected = np.stack([0.9, 1.0, 1.3])[:, None, None] * tree["residuals"]["y_population"].values
+    whole = replicates["predictions"].dataset.isel(sample=slice(0, 3))
+    replicates["predictions"] = whole.assign(y_expected=(("sample", *fitted.POINTS), expected))
+    found = compared(result, replicates, "y")
+    kept = np.isfinite(tree["observed_data"]["y"].values)
+    np.testing.assert_allclose(found.typical, tree["residuals"]["y_population"].values[kept])
+
+
+def test_a_check_of_nothing_is_an_empty_figure(tree):
+    none = tree.copy(deep=True)
+    none["predictions"]["y"].values[:] = np.nan
+    fig = plot.predictive_check(none, none, "y")
+    assert "cannot be simulated" in fig.layout.meta["notes"][0]
+    assert all(len(trace.x) == 0 for trace in fig.data)
+
+
 def test_strata_are_patients_apart(tree):
     fig = plot.predictive_check(tree, tree, "y", by="dose", edges=CUTS[1:-1])
     assert [a.text for a in fig.layout.annotations] == ["dose 1 (mg)", "dose 10 (mg)"]

@@ -212,6 +212,7 @@ def partly(linear):
 
 def test_a_patient_beyond_the_model_is_named_and_has_no_number(partly):
     assert json.loads(partly.attrs["failed"]) == ["b", "c"]
+    assert json.loads(partly.attrs["unsimulated"]) == ["b"]
     assert np.isnan(partly["effects"]["eta"].sel(patient="b")).all()
     for name, value in partly["residuals"].data_vars.items():
         assert np.isnan(value.sel(patient="b")).all(), name
