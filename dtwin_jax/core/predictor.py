@@ -10,7 +10,7 @@ from jax.scipy.special import log_ndtr
 
 from dtwin_jax.core.quantity import Quantity, check_names
 from dtwin_jax.core.record import ABOVE, BELOW, SEEN, Cohort, Record, Series
-from dtwin_jax.core.signal import AbstractSignal
+from dtwin_jax.core.signal import AbstractSignal, Doses
 
 # A measurement that the model cannot explain (a failed solve, a value outside the support) costs this
 # much. Finite, so that one patient's failure leaves the sum over patients a number; so large that no
@@ -192,8 +192,16 @@ def check_record(f: Predictor, record: Record, patient: str = "") -> None:
             # A covariate sampled before the start is a fact; a dose before it would be given late.
             start = float(record.t0) if given else -np.inf
             _check_times(f"{where}input {name!r}", signal.time, start)
-        if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(signal)):
+        if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(_stated(signal))):
             raise ValueError(f"{where}input {name!r}: a value is not finite")
+
+
+def _stated(signal: Any) -> Any:
+    """What must be a number of an input: of doses not the durations that their rules leave to the model."""
+    if not isinstance(signal, Doses) or signal.rules is None:
+        return signal
+    modelled = np.asarray(signal.rules.held) < 0
+    return signal.time, signal.amount, np.where(modelled, 0.0, signal.duration)
 
 
 def check_cohort(f: Predictor, cohort: Cohort) -> None:

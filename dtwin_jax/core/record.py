@@ -289,7 +289,7 @@ def _pad_signal(signal: Any, length: int, t0: float, rules: Rules | None) -> Any
             _pad(signal.time, length, last),
             _pad(signal.amount, length, 0.0),
             _pad(signal.duration, length, 0.0),
-            rules,
+            rules=rules,
         )
     if isinstance(signal, Steps | Sampled):
         return type(signal)(_pad(signal.time, length, last), _pad(signal.value, length, signal.value[-1]))

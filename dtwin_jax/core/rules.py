@@ -103,12 +103,23 @@ def padded(rules: Rules, doses: int, restarts: int, overlap: int) -> Rules:
     return Rules(held, until, Restarts(*rows, overlap=overlap))
 
 
+def columns(rules: Rules) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arrays of doses and of restarts by name, as they are kept in a file."""
+    of_doses = {"held": rules.held, "until": rules.until}
+    return of_doses, {name: x for name, x in vars(rules.restarts).items() if name != "overlap"}
+
+
+def from_columns(doses: dict[str, Any], restarts: dict[str, Any], overlap: int) -> Rules:
+    """What `columns` took apart; with a patient axis, of a cohort."""
+    like = padded(no_rules(0), 0, 0, overlap)
+    names = columns(like)
+    parts = [part[name] for part, those in zip((doses, restarts), names, strict=True) for name in those]
+    return jax.tree.unflatten(jax.tree.structure(like), parts)
+
+
 def _leaves(rules: Rules) -> list[Any]:
-    r = rules.restarts
-    return [
-        *(rules.held, rules.until, r.time, r.kind, r.amount, r.duration),
-        *(r.held, r.interval, r.lag, r.until),
-    ]
+    of_doses, of_restarts = columns(rules)
+    return [*of_doses.values(), *of_restarts.values()]
 
 
 def scaled(held: Any, duration: Any, factor: Any) -> Any:

@@ -69,7 +69,7 @@ class Doses(AbstractSignal):
     duration: Vector
     rules: Rules | None
 
-    def __init__(self, time: Any, amount: Any, duration: Any = 0.0, rules: Rules | None = None):
+    def __init__(self, time: Any, amount: Any, duration: Any = 0.0, *, rules: Rules | None = None):
         """Lists or arrays of one length; an amount or duration that all doses share may be one number."""
         self.time = _floats(time)
         self.amount = _for_each("Doses", "amount", _floats(amount), self.time)
@@ -101,6 +101,16 @@ class Doses(AbstractSignal):
         if self.rules is not None:
             amount = jnp.where(self.time < self.rules.until, amount, 0.0)
         return self.time, amount
+
+    def plain(self, who: str) -> tuple[Any, Any, Any]:
+        """Times, amounts and durations, for one who knows no rules.
+
+        Raises:
+            ValueError: there are resets or steady states.
+        """
+        if self.rules is not None and np.shape(self.rules.restarts.time)[-1]:
+            raise ValueError(f"{who} does not know resets and steady states, which these doses bring")
+        return self.time, self.amount, self.duration
 
     def _stops(self) -> Any:
         """Ends of infusions."""

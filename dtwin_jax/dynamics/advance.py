@@ -69,7 +69,8 @@ def _not_given(inputs: Any, given: Any) -> Any:
     for name, signal in vars(inputs).items():
         if isinstance(signal, Doses):
             done = (jnp.asarray(signal.duration) == 0) & (jnp.asarray(signal.time) <= given)
-            left[name] = Doses(signal.time, jnp.where(done, 0.0, signal.amount), signal.duration)
+            time, amount, duration = signal.plain("a live twin")
+            left[name] = Doses(time, jnp.where(done, 0.0, amount), duration)
     return replace_fields(inputs, left)
 
 

@@ -348,8 +348,8 @@ def _restated(signal: Any, pace: float, scale: float, amount: float) -> Any:
     if not isinstance(signal, AbstractSignal):
         return signal * scale
     if isinstance(signal, Doses):
-        parts = signal.time * pace, signal.amount * amount, signal.duration * pace
-        return eqx.tree_at(lambda s: (s.time, s.amount, s.duration), signal, parts)
+        time, given, duration = signal.plain("a composite model")
+        return Doses(time * pace, given * amount, duration * pace)
     restated: Any = signal
     return eqx.tree_at(lambda s: (s.time, s.value), restated, (restated.time * pace, restated.value * scale))
 

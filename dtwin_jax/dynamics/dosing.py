@@ -60,6 +60,17 @@ def has_samples(inputs: Any) -> bool:
     return any(isinstance(signal, Sampled) for signal in vars(inputs).values())
 
 
+def known_to(who: str, inputs: Any) -> None:
+    """Raise where doses bring rules that are not known to `who`.
+
+    Raises:
+        ValueError: there are resets or steady states.
+    """
+    for signal in vars(inputs).values():
+        if isinstance(signal, Doses):
+            signal.plain(who)
+
+
 def corners(inputs: Any) -> Any:
     """Sorted times at which an input turns inside a piece, None where none does."""
     times = [jnp.asarray(signal.time) for signal in vars(inputs).values() if isinstance(signal, Sampled)]

@@ -9,9 +9,18 @@ import jax.numpy as jnp
 import lineax
 
 from dtwin_jax.core.types import Scalar, Vector
-from dtwin_jax.dynamics.dosing import Pieces, corners, cross_event, cut, has_samples, inputs_at, piece_of
+from dtwin_jax.dynamics.dosing import (
+    Pieces,
+    corners,
+    cross_event,
+    cut,
+    has_samples,
+    inputs_at,
+    known_to,
+    piece_of,
+)
 from dtwin_jax.dynamics.solver import Outcome, Solver
-from dtwin_jax.dynamics.steady import refuse_restarts, restarted, with_restarts
+from dtwin_jax.dynamics.steady import restarted, with_restarts
 from dtwin_jax.dynamics.vector import packing
 
 # Up to this many events, a solve stops at the events only and interpolates the wanted times, which costs
@@ -100,7 +109,7 @@ def _solve(model: Any, p: Any, inputs: Any, times: Any, after: Any, t0: Any, key
             return _solve_by_steps(model, p, inputs, pieces, (times, after), _terms_of(model), inside=True)
         terms = _terms_of(model)
     else:
-        refuse_restarts(inputs, f"{model.name}, which has a diffusion,")
+        known_to(f"{model.name}, which has a diffusion,", inputs)
         terms = _noisy_terms_of(model, t0, t1, key)
     pieces = with_restarts(model, p, inputs, cut(inputs, t0, t1, stops=times), _by_steps)
     return _solve_by_steps(model, p, inputs, pieces, (times, after), terms, inside=False)

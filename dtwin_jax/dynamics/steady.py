@@ -35,16 +35,6 @@ def has_restarts(inputs: Any) -> bool:
     return any(each is not None and np.shape(each.restarts.time)[-1] > 0 for each in rules)
 
 
-def refuse_restarts(inputs: Any, who: str) -> None:
-    """Raise where doses set the state anew, and `who` does not know how.
-
-    Raises:
-        ValueError: says so.
-    """
-    if has_restarts(inputs):
-        raise ValueError(f"{who} does not know resets and steady states, which doses of this record bring")
-
-
 def with_restarts(model: Any, p: Any, inputs: Any, pieces: Pieces, moving: Moving) -> Pieces:
     """`pieces` with what sets the state anew at their ends.
 

@@ -17,6 +17,7 @@ from dtwin_jax.core.predictor import PENALTY
 from dtwin_jax.core.prior import prior_from_dict
 from dtwin_jax.core.quantity import Quantity, quantities, replace_fields, values
 from dtwin_jax.core.record import Cohort, Record, Series
+from dtwin_jax.core.rules import Rules, columns, from_columns
 from dtwin_jax.core.signal import AbstractSignal, Doses, Sampled, Steps
 from dtwin_jax.inference.covariate import covariate_from_dict
 from dtwin_jax.inference.occasions import Occasions
@@ -141,7 +142,7 @@ def constant_data(record: Record, ids: list[str]) -> Any:
 
     variables: dict[str, Any] = {name: ("patient", np.asarray(value)) for name, value in record.known.items()}
     variables["t0"] = ("patient", np.asarray(record.t0))
-    kinds = {}
+    kinds, overlap = {}, {}
     for name, signal in vars(record.inputs).items():
         kind = type(signal).__name__ if isinstance(signal, AbstractSignal) else "constant"
         kinds[name] = kind
@@ -151,7 +152,12 @@ def constant_data(record: Record, ids: list[str]) -> Any:
         dose = f"{name}_dose"
         for field in _FIELDS[kind]:
             variables[f"{name}_{field}"] = (("patient", dose), np.asarray(getattr(signal, field)))
-    attributes = {"inputs": json.dumps(kinds), "known": list(record.known)}
+        if isinstance(signal, Doses) and signal.rules is not None:
+            overlap[name] = signal.rules.restarts.overlap
+            for part, fields in zip((dose, f"{name}_restart"), columns(signal.rules), strict=True):
+                dims = "patient", part
+                variables |= {f"{part}_{field}": (dims, np.asarray(x)) for field, x in fields.items()}
+    attributes = {"inputs": json.dumps(kinds), "overlap": json.dumps(overlap), "known": list(record.known)}
     return xr.Dataset(variables, {"patient": ids}, attributes)
 
 
@@ -170,11 +176,29 @@ def cohort_of(f: Any, tree: Any) -> Cohort:
         if kind == "constant":
             inputs[name] = constant[f"{name}_constant"].values
         else:
-            inputs[name] = _SIGNALS[kind](*(constant[f"{name}_{field}"].values for field in _FIELDS[kind]))
+            rules = {"rules": _rules(constant, name)} if kind == "Doses" else {}
+            parts = (constant[f"{name}_{field}"].values for field in _FIELDS[kind])
+            inputs[name] = _SIGNALS[kind](*parts, **rules)
     known = {str(name): constant[name].values for name in np.atleast_1d(constant.attrs["known"]) if name}
     return Cohort(
         ids, Record(replace_fields(predictor.inputs(), inputs), series, known, constant["t0"].values)
     )
+
+
+def _rules(constant: Any, name: str) -> Rules | None:
+    """Rules of an input's doses, None where they have none."""
+    overlap = json.loads(constant.attrs.get("overlap", "{}"))
+    if name not in overlap:
+        return None
+    doses, restarts = (
+        {
+            str(key).removeprefix(f"{part}_"): array.values
+            for key, array in constant.data_vars.items()
+            if str(key).startswith(f"{part}_")
+        }
+        for part in (f"{name}_dose", f"{name}_restart")
+    )
+    return from_columns(doses, restarts, overlap[name])
 
 
 def density_from(f: Any, tree: Any) -> tuple[Any, Any]:

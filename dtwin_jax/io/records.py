@@ -125,7 +125,7 @@ def _doses(told: dict[str, np.ndarray], clears: np.ndarray) -> Doses:
         until[again],
         overlap=max(1, int(np.ceil(share.max(initial=1.0)))),
     )
-    return Doses(*doses, Rules(held[given], until[given], restarts))
+    return Doses(*doses, rules=Rules(held[given], until[given], restarts))
 
 
 def _in_model_units(reading: Reading, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:

@@ -247,7 +247,7 @@ def _doses(rules: list[DoseRule], keep: bool, cohort: Cohort, schema: Schema) ->
         columns = (np.broadcast_to(times, (patients, len(times))), amount[:, None], duration[:, None])
         parts.append(tuple(np.broadcast_to(column, (patients, len(times))) for column in columns))
     if keep and isinstance(given, Doses):
-        parts.insert(0, tuple(np.asarray(part) for part in (given.time, given.amount, given.duration)))
+        parts.insert(0, tuple(np.asarray(part) for part in given.plain("a plan of doses")))
     time, amount, duration = (np.concatenate(column, axis=1) for column in zip(*parts, strict=True))
     order = np.argsort(time, axis=1, kind="stable")
     return Doses(*(np.take_along_axis(column, order, axis=1) for column in (time, amount, duration)))

@@ -22,6 +22,7 @@ import numpy as np
 from dtwin_jax.core.predictor import check_record
 from dtwin_jax.core.quantity import replace_fields
 from dtwin_jax.core.record import Cohort, Record, Series, stack
+from dtwin_jax.core.rules import no_rules, padded
 from dtwin_jax.core.signal import AbstractSignal, Doses, Sampled, Steps
 from dtwin_jax.inference.nuts import Nuts
 from dtwin_jax.inference.population import density_of
@@ -49,10 +50,12 @@ class Room:
     Attributes:
         channels: name -> samples.
         inputs: name -> kind of the signal, and its length.
+        rules: name -> restarts of doses, and how many of their infusions overlap, where there are rules.
     """
 
     channels: dict[str, int] = field(default_factory=dict)
     inputs: dict[str, tuple[str, int]] = field(default_factory=dict)
+    rules: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def add(self, record: Record) -> None:
         """Make room for one more patient.
@@ -70,6 +73,9 @@ class Room:
             if before != kind:
                 raise ValueError(f"input {name!r} is of several kinds: {sorted((before, kind))}")
             self.inputs[name] = (kind, max(longest, length))
+            if isinstance(signal, Doses) and signal.rules is not None:
+                again, (restarts, overlap) = signal.rules.restarts, self.rules.get(name, (0, 1))
+                self.rules[name] = max(restarts, len(again.time)), max(overlap, again.overlap)
 
     def filled(self, like: Record) -> Record:
         """A patient without measurements or doses who is as long as the longest."""
@@ -78,6 +84,10 @@ class Room:
             name: _SIGNALS[kind](np.full(length, start), np.zeros(length))
             for name, (kind, length) in self.inputs.items()
         }
+        for name, (restarts, overlap) in self.rules.items():
+            count = len(signals[name].time)
+            rules = padded(no_rules(count), count, restarts, overlap)
+            signals[name] = Doses(*signals[name].plain("a plan"), rules=rules)
         channels = {name: Series(np.full(length, start)) for name, length in self.channels.items()}
         return Record(replace_fields(like.inputs, signals), channels, dict(like.known), like.t0)
 
@@ -182,7 +192,8 @@ def read_plan(folder: RunFolder) -> ShardPlan:
             Shard(tuple(one["tables"]), tuple(map(str, one["patients"]))) for one in said.pop("shards")
         )
         tables = tuple(map(str, said.pop("tables")))
-        return ShardPlan(**said, tables=tables, room=Room(room["channels"], inputs), shards=shards)
+        rules = {name: (int(count), int(overlap)) for name, (count, overlap) in room["rules"].items()}
+        return ShardPlan(**said, tables=tables, room=Room(room["channels"], inputs, rules), shards=shards)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ResultError(
             f"{folder.plan}: found no whole plan of a run by shards ({type(error).__name__}: {error}); "

@@ -180,7 +180,7 @@ def begun(ward: Ward) -> State:
         rows.append(_rows(ward.place(name, False), False, np.asarray(series.mask), columns))
     dosed = {name: s for name, s in vars(ward.record.inputs).items() if isinstance(s, Doses)}
     for name, given in dosed.items():
-        columns = (given.time, given.amount, given.duration, np.zeros(np.shape(given.time)))
+        columns = (*given.plain("a ward"), np.zeros(np.shape(given.time)))
         rows.append(_rows(ward.place(name, True), True, np.asarray(given.amount) != 0, columns))
     taken = np.concatenate(rows)
     room = {name: _size(most(taken, ward.place(name, True))) for name in dosed}

@@ -154,7 +154,7 @@ class Book:
                 continue
             doses = signal if isinstance(signal, Doses) else Doses(*np.zeros((3, patients, 0)))
             more = np.zeros((patients, steps if name in controlled else 0))
-            columns = (doses.time, doses.amount, doses.duration)
+            columns = doses.plain("a controller")
             self.rows[name] = [np.concatenate([np.asarray(column), more], axis=1) for column in columns]
             self.over[name] = np.zeros(self.rows[name][0].shape, bool)
             self.planned[name] = np.shape(doses.time)[1]

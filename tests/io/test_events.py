@@ -1,8 +1,10 @@
 """Rules of event tables as they are read. Truth: rows of tables, read by eye, as NONMEM reads them."""
 
+import jax
 import numpy as np
 import pytest
 
+from dtwin_jax.core.predictor import check_cohort
 from dtwin_jax.core.record import stack
 from dtwin_jax.core.rules import ADDED, MODELLED_DURATION, MODELLED_RATE, RATE, RESET, STEADY
 from dtwin_jax.io.rows import TableError
@@ -182,3 +184,21 @@ def test_a_duration_and_a_rate_are_a_fault(read):
     assert refusal(read, text).startswith(
         "line 2, column 'DUR', patient '1': found 2, expected a duration or"
     )
+
+
+def test_rules_are_kept_in_a_result(read):
+    import xarray as xr
+
+    from dtwin_jax.inference.result import cohort_of, constant_data, observed_data
+
+    rows = "1,0,1,100,1,-2,24,1,1,.\n1,9,.,.,0,.,.,.,.,2\n2,0,2,100,1,.,.,.,.,.\n2,9,.,.,0,.,.,.,.,2\n"
+    cohort = stack(read(HEAD + rows))
+    parts = {
+        "observed_data": observed_data(cohort.record, list(cohort.ids), {}),
+        "constant_data": constant_data(cohort.record, list(cohort.ids)),
+    }
+    again = cohort_of(one_compartment, xr.DataTree.from_dict(parts))
+    leaves = zip(jax.tree.leaves(again.record), jax.tree.leaves(cohort.record), strict=True)
+    for found, expected in leaves:
+        np.testing.assert_array_equal(found, expected)
+    check_cohort(one_compartment, again)

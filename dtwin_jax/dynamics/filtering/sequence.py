@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dtwin_jax.core.record import Record, Series
-from dtwin_jax.dynamics.dosing import cut
+from dtwin_jax.dynamics.dosing import cut, known_to
 
 
 class Rows(eqx.Module):
@@ -92,6 +92,7 @@ def moments_of(inputs: Any, rows: Rows, t0: Any) -> Moments:
     first; so the order among them is that of the record.
     """
     last = jnp.maximum(jnp.max(rows.time), t0)
+    known_to("a filter", inputs)
     pieces = cut(inputs, t0, last)
     events = pieces.event.shape[0]
     passed = pieces.event[None, :] < rows.time[:, None]
