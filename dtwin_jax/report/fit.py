@@ -20,6 +20,8 @@ _METHODS = {
     "focei": "FOCE with interaction",
     "laplace": "Laplace",
     "quadrature": "Adaptive quadrature",
+    "importance": "Importance sampling",
+    "saem": "SAEM, importance sampling",
 }
 
 
@@ -69,13 +71,17 @@ def _facts(tree: Any, names: list[str]) -> list[tuple[str, str, str]]:
     """The head of the page: name, value, and a remark, of each."""
     attrs, observed = tree.attrs, group(tree, "observed_data")
     count = sum(int(np.isfinite(np.asarray(observed[name], float)).sum()) for name in names)
-    by = str(attrs.get("by", ""))
+    by, how = str(attrs.get("by", "")), ""
+    if attrs.get("nodes"):
+        how = f"{attrs['nodes']} nodes in each direction"
+    if attrs.get("draws"):
+        how = f"{attrs['draws']} draws, Monte Carlo error {attrs['monte_carlo_error']:.2g}"
     whole = f"{attrs['minus_two_log_likelihood']:.4f} with constants"
     return [
         ("Model", str(attrs.get("name", "–")).replace("_", " "), ""),
         ("Patients", f"{len(patient_ids(observed)):,}", ""),
         ("Measurements", f"{count:,}", ", ".join(name.replace("_", " ") for name in names)),
-        ("Method", _METHODS.get(by, by), ""),
+        ("Method", _METHODS.get(by, by), how),
         ("Objective", f"{attrs['objective']:.4f}", whole),
     ]
 

@@ -49,11 +49,16 @@ def profile_population(
         A `Profile`, whose values are on the scale of `found.estimate`; `plot.profile_panels` draws it.
 
     Raises:
-        ValueError: an estimate that has not converged or is of something else, or a name that cannot be held.
+        ValueError: an estimate that has not converged, is of something else or by sampling, or a name that
+            cannot be held.
     """
     fitted = fit_of(population, cohort, found, priors or {})
     if not found.converged:
         raise ValueError("the estimate has not converged: there is no peak to walk from")
+    if found.by in ("importance", "saem"):
+        raise ValueError(
+            f"a likelihood by sampling ({found.by}) is not profiled: estimate by focei or quadrature"
+        )
     if not 0.0 < level < 1.0:
         raise ValueError(f"level: expected a share above 0 and below 1, as 0.95; found {level!r}")
     held = _holdable(fitted)

@@ -38,6 +38,14 @@ def test_page_says_what_went_wrong_and_prints_no_number_that_is_none(page):
     assert "12.3456" in own and "69.4000 with constants" in own and ">4%<" in own
 
 
+def test_an_objective_is_told_with_what_it_rests_on():
+    tree = fitted.build()
+    tree.attrs |= {"by": "quadrature", "nodes": 9, "draws": 0}
+    assert "Adaptive quadrature<small>9 nodes in each direction" in render_fit(tree)
+    tree.attrs |= {"by": "importance", "nodes": 0, "draws": 512, "monte_carlo_error": 0.0321}
+    assert "Importance sampling<small>512 draws, Monte Carlo error 0.032" in render_fit(tree)
+
+
 def test_page_asks_for_nothing_outside_itself(page):
     assert page.count(get_plotlyjs()) == 1
     assert not re.search(r"https?://", page.replace(get_plotlyjs(), ""))

@@ -1,5 +1,7 @@
 """Profiles of a population's likelihood against the exact likelihood of a linear model, in plain NumPy."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import optimize, stats
@@ -84,6 +86,8 @@ def test_what_cannot_be_walked_from_is_refused(fitted):
     people, found = fitted
     with pytest.raises(ValueError, match="'level' cannot be profiled; there are level_pop, slope_pop"):
         profile_population(population(Lines()), people, found, "level")
+    with pytest.raises(ValueError, match=r"by sampling \(saem\) is not profiled"):
+        profile_population(population(Lines()), people, replace(found, by="saem"), "sd")
     still = estimate(population(Lines()), people, start=START, search=False)
     with pytest.raises(ValueError, match="has not converged"):
         profile_population(population(Lines()), people, still, "sd")
