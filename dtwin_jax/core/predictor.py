@@ -71,8 +71,9 @@ def predict_cohort(f: Predictor, p: Any, record: Record) -> dict[str, Any]:
 def log_likelihood(f: Predictor, p: Any, record: Record) -> dict[str, Any]:
     """Log-likelihood of every measurement of one patient.
 
-    Values below or above a limit contribute the probability of being there (method M3 of Beal 2001),
-    padding contributes 0, what the model cannot explain `PENALTY`: always finite.
+    Values below or above a limit, or between two, contribute the probability of being there (methods M3 and
+    M4 of Beal 2001; of M4 without its condition on the values that are seen), padding contributes 0, what the
+    model cannot explain `PENALTY`: always finite.
 
     Returns:
         Channel -> array of shape (n,).
@@ -108,6 +109,9 @@ def _series_log_likelihood(predicted: Any, series: Series) -> Any:
 def _log_density(predicted: Any, series: Series, rows: Any) -> Any:
     at = {code: _differentiate_at(predicted, rows & (series.censor == code)) for code in (BELOW, SEEN, ABOVE)}
     below = log_cdf(at[BELOW], series.value)
+    if series.limit is not None:
+        between = log_between(at[BELOW], series.limit, series.value)
+        below = jnp.where(jnp.isfinite(series.limit), between, below)
     seen = at[SEEN].log_prob(series.value)
     above = log_survival(at[ABOVE], series.value)
     return jnp.where(series.censor == BELOW, below, jnp.where(series.censor == ABOVE, above, seen))
@@ -157,6 +161,18 @@ def log_survival(d: Any, x: Any) -> Any:
         positive = jnp.where(x > 0, x, 1.0)
         return jnp.where(x > 0, log_ndtr((d.loc - jnp.log(positive)) / d.scale), 0.0)
     return jnp.log1p(-_cdf(d, x))
+
+
+def log_between(d: Any, low: Any, high: Any) -> Any:
+    """Log of P(low < X <= high), by whichever tail is the smaller. NaN for a family that has no cdf."""
+    # Where nothing is known below, a limit at the upper one keeps what is not taken finite.
+    low = jnp.where(jnp.isfinite(low), low, high)
+    upper, lower = log_cdf(d, high), log_cdf(d, low)
+    beyond, rest = log_survival(d, low), log_survival(d, high)
+    right = lower > jnp.log(0.5)
+    large, small = jnp.where(right, beyond, upper), jnp.where(right, rest, lower)
+    gap = jnp.where(small < large, small - large, -1.0)
+    return jnp.where(small < large, large + jnp.log1p(-jnp.exp(gap)), -jnp.inf)
 
 
 def _cdf(d: Any, x: Any) -> Any:

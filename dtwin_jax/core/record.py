@@ -26,6 +26,8 @@ class Series(eqx.Module):
         mask: False for padding and for times at which only a prediction is wanted.
         censor: -1 below `value`, 0 seen, +1 above `value`.
         after: True where a measurement at the time of a dose was made after it.
+        limit: what a measurement below `value` is known to be above, such as 0; minus infinity where nothing
+            is known, None where that is so of all.
     """
 
     time: Vector
@@ -33,9 +35,17 @@ class Series(eqx.Module):
     mask: Mask
     censor: Codes
     after: Mask
+    limit: Vector | None
 
     def __init__(
-        self, time: Any, value: Any = None, *, mask: Any = None, censor: Any = None, after: Any = None
+        self,
+        time: Any,
+        value: Any = None,
+        *,
+        mask: Any = None,
+        censor: Any = None,
+        after: Any = None,
+        limit: Any = None,
     ):
         """Lists or arrays of one length; without `value` the times are for prediction only."""
         shape = np.shape(time := np.asarray(time, dtype=float))
@@ -45,8 +55,9 @@ class Series(eqx.Module):
         self.mask = default if mask is None else np.asarray(mask, dtype=bool)
         self.censor = np.zeros(shape, int) if censor is None else np.asarray(censor, dtype=int)
         self.after = np.zeros(shape, bool) if after is None else np.asarray(after, dtype=bool)
-        for name in ("value", "mask", "censor", "after"):
-            if np.shape(getattr(self, name)) != shape:
+        self.limit = None if limit is None else np.asarray(limit, dtype=float)
+        for name in ("value", "mask", "censor", "after", "limit"):
+            if getattr(self, name) is not None and np.shape(getattr(self, name)) != shape:
                 found = np.shape(getattr(self, name))
                 raise ValueError(f"Series: {name} has shape {found}, time has {shape}")
 
@@ -218,10 +229,11 @@ def _stack_channels(each: Sequence[dict[str, Series]], rows: Sequence[Record]) -
 
 def _stack_series(present: Sequence[Series | None], rows: Sequence[Record]) -> Series:
     length = max(1, *(0 if series is None else len(series.time) for series in present))
+    limited = any(series is not None and series.limit is not None for series in present)
     parts = []
     for row, series in zip(rows, present, strict=True):
         if series is None or len(series.time) == 0:
-            parts.append(Series(np.full(length, float(row.t0))))
+            parts.append(Series(np.full(length, float(row.t0)), limit=_limits(None, length, limited)))
             continue
         last = series.time[-1]
         parts.append(
@@ -231,9 +243,15 @@ def _stack_series(present: Sequence[Series | None], rows: Sequence[Record]) -> S
                 mask=_pad(series.mask, length, False),
                 censor=_pad(series.censor, length, SEEN),
                 after=_pad(series.after, length, True),
+                limit=_limits(series.limit, length, limited),
             )
         )
     return jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
+
+
+def _limits(limit: Any, length: int, limited: bool) -> np.ndarray | None:
+    """Lower limits, padded; None where nobody has any."""
+    return _pad([] if limit is None else limit, length, -np.inf) if limited else None
 
 
 def _stack_inputs(rows: Sequence[Any], starts: Sequence[float]) -> Any:

@@ -131,7 +131,8 @@ def observed_data(record: Record, ids: list[str], outputs: dict[str, Quantity]) 
         dims = ("patient", f"{name}_point")
         units = {"units": outputs[name].unit} if name in outputs else {}
         variables[name] = (dims, np.where(series.mask, series.value, np.nan), units)
-        for field in ("time", "censor", "mask", "after"):
+        limit = () if series.limit is None else ("limit",)
+        for field in ("time", "censor", "mask", "after", *limit):
             variables[f"{name}_{field}"] = (dims, np.asarray(getattr(series, field)))
     return xr.Dataset(variables, {"patient": ids}, {"channels": list(record.observations)})
 
@@ -169,7 +170,10 @@ def cohort_of(f: Any, tree: Any) -> Cohort:
     series = {}
     for name in np.atleast_1d(observed.attrs["channels"]):
         value = np.nan_to_num(observed[name].values)
-        flags = {field: observed[f"{name}_{field}"].values for field in ("mask", "censor", "after")}
+        fields = ("mask", "censor", "after", "limit")
+        flags = {
+            field: observed[f"{name}_{field}"].values for field in fields if f"{name}_{field}" in observed
+        }
         series[str(name)] = Series(observed[f"{name}_time"].values, value, **flags)
     inputs = {}
     for name, kind in json.loads(constant.attrs["inputs"]).items():

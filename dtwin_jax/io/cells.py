@@ -11,9 +11,10 @@ import numpy as np
 from dtwin_jax.core.record import ABOVE, BELOW
 from dtwin_jax.io.rows import BLANK, Source, TableError
 
-Kind = Literal["number", "limit", "text"]
+Kind = Literal["number", "limit", "clock", "text"]
 _PLAIN = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _EXACT = 2**53
+_CLOCK = re.compile(r"(\d{1,2}):([0-5]\d)(?::([0-5]\d))?")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Columns:
         numbers: role -> values, NaN where blank.
         limits: role -> -1 where the cell says "<", +1 where it says ">".
         texts: role -> texts, `""` where blank.
+        clocks: roles of which a cell is a time of day, `8:30`; all their numbers are hours.
     """
 
     source: Source
@@ -47,6 +49,7 @@ class Columns:
     numbers: dict[str, np.ndarray]
     limits: dict[str, np.ndarray]
     texts: dict[str, Texts]
+    clocks: frozenset[str] = frozenset()
 
     def error(self, row: Any, role: str, found: str, expected: str) -> TableError:
         """The error of one cell."""
@@ -91,6 +94,7 @@ def read_columns(source: Source, roles: Mapping[str, tuple[int, Kind]]) -> Colum
     limits: dict[str, list[np.ndarray]] = {role: [] for role, (_, kind) in roles.items() if kind == "limit"}
     index: dict[str, dict[str, int]] = {role: {} for role, (_, kind) in roles.items() if kind == "text"}
     lines: list[np.ndarray] = []
+    clocks: set[str] = set()
     for batch in source.batches([position for position, _ in roles.values()]):
         cells = {role: batch.cells[position] for role, (position, _) in roles.items()}
         _check_ids(source, names["id"], cells["id"], batch.lines)
@@ -99,6 +103,9 @@ def read_columns(source: Source, roles: Mapping[str, tuple[int, Kind]]) -> Colum
             parts[role].append(_codes(_as_texts(cells[role]), codes))
         for role in roles.keys() - index.keys():
             try:
+                if roles[role][1] == "clock":
+                    cells[role], told = _hours(cells[role])
+                    clocks |= {role} if told else set()
                 values, signs = _numbers(cells[role], role in limits)
             except _BadCell as bad:
                 raise _not_a_number(source, names[role], batch.lines, cells["id"], bad) from None
@@ -121,7 +128,23 @@ def read_columns(source: Source, roles: Mapping[str, tuple[int, Kind]]) -> Colum
             for role, labels in index.items()
             if role != "id"
         },
+        clocks=frozenset(clocks),
     )
+
+
+def _hours(cells: list[str] | np.ndarray) -> tuple[list[str] | np.ndarray, bool]:
+    """Times of day as numbers of hours, and whether there are any."""
+    if isinstance(cells, np.ndarray) or not any(":" in cell for cell in cells):
+        return cells, False
+    return [_hour(cell) for cell in cells], True
+
+
+def _hour(cell: str) -> str:
+    parts = _CLOCK.fullmatch(cell.strip())
+    if parts is None:
+        return cell
+    hours, minutes, seconds = (float(part or 0) for part in parts.groups())
+    return repr(hours + minutes / 60.0 + seconds / 3600.0)
 
 
 class _BadCell(Exception):

@@ -12,6 +12,17 @@ from dtwin_jax.core.units import UnitError, factor
 from dtwin_jax.io.cells import Columns, Texts
 from dtwin_jax.io.names import Vocabulary, renamed
 
+# Of a fact of which nothing else is said.
+_REST = {
+    "censor": SEEN,
+    "limit": -np.inf,
+    "later": 0.0,
+    "held": DURATION,
+    "restart": NOTHING,
+    "interval": 0.0,
+}
+# Columns of dates, as NONMEM calls them by the order of their parts.
+DATES = frozenset(("date", "dat1", "dat2", "dat3"))
 NO_UNITS = Texts(np.zeros(0, np.int32), ())
 
 
@@ -26,6 +37,7 @@ class Facts:
         unit: position in `units`, -1 where the file names none.
         duration: in the model's unit of time; 0 is at once.
         censor: -1 below `value`, 0 seen, +1 above.
+        limit: what a value that is below is known to be above; minus infinity where nothing is.
         given: True where the value is an amount that was given, whatever its unit.
         later: time after that of the row, in the model's unit: of additional doses.
         held: code of `core.rules`, of a dose.
@@ -42,6 +54,7 @@ class Facts:
     unit: np.ndarray
     duration: np.ndarray
     censor: np.ndarray
+    limit: np.ndarray
     given: np.ndarray
     later: np.ndarray
     held: np.ndarray
@@ -93,9 +106,8 @@ def facts_of(
     *,
     units: Texts = NO_UNITS,
     duration: np.ndarray | float = 0.0,
-    censor: np.ndarray | int = SEEN,
     given: bool = False,
-    **rules: Any,
+    **rest: Any,
 ) -> Facts:
     """The facts of one column.
 
@@ -106,21 +118,20 @@ def facts_of(
         role: of the column.
         units: the column of units, of all rows of the table.
         duration: in the model's unit of time.
-        censor: -1, 0 or +1.
         given: whether these are amounts.
-        rules: `later`, `held`, `restart` and `interval` of doses.
+        rest: others of `Facts`: `censor` and `limit` of measurements, `later`, `held`, `restart` and
+            `interval` of doses.
     """
     count = len(rows)
-    rules = {"later": 0.0, "held": DURATION, "restart": NOTHING, "interval": 0.0} | rules
+    rest = _REST | rest
     return Facts(
         row=rows,
         target=np.broadcast_to(np.asarray(target, int), count),
         value=np.asarray(value, float),
         unit=units.codes[rows].astype(int) if units.labels else np.full(count, -1),
         duration=np.broadcast_to(np.asarray(duration, float), count),
-        censor=np.broadcast_to(np.asarray(censor, int), count),
         given=np.full(count, given),
-        **{name: np.broadcast_to(np.asarray(value), count) for name, value in rules.items()},
+        **{name: np.broadcast_to(np.asarray(value), count) for name, value in rest.items()},
         column=np.zeros(count, int),
         units=units.labels,
         columns=(role,),
@@ -146,6 +157,7 @@ def times(
     vocabulary: Vocabulary,
     optional: np.ndarray | None = None,
     resets: np.ndarray | None = None,
+    days: np.ndarray | None = None,
 ) -> np.ndarray:
     """The time of every row in the model's unit, NaN where `optional` and blank.
 
@@ -154,11 +166,14 @@ def times(
         vocabulary: the model's names.
         optional: rows whose time may be blank.
         resets: rows at which time may begin anew; what follows is told from the time before it.
+        days: numbers of the days of all rows: times are hours of the day, and told from the patient's first.
 
     Raises:
         TableError: a blank time, or times of a patient that decrease.
     """
     time = columns.number("time")
+    if days is not None:
+        time = _since_first(time + 24.0 * days, columns.patient)
     if resets is not None:
         time = _going_on(time, columns.patient, resets)
     missing = np.isnan(time) if optional is None else np.isnan(time) & ~optional
@@ -179,6 +194,12 @@ def times(
     return time * time_factor(columns, vocabulary, "time")
 
 
+def _since_first(time: np.ndarray, patient: np.ndarray) -> np.ndarray:
+    """Times since the first row of each patient."""
+    _, first = np.unique(patient, return_index=True)
+    return time - time[first][patient]
+
+
 def _going_on(time: np.ndarray, patient: np.ndarray, resets: np.ndarray) -> np.ndarray:
     """Times that go on at a reset whose own time is earlier than that of the row before."""
     time = time.copy()
@@ -194,6 +215,8 @@ def _going_on(time: np.ndarray, patient: np.ndarray, resets: np.ndarray) -> np.n
 def time_factor(columns: Columns, vocabulary: Vocabulary, role: str) -> float:
     """The number that takes a column of times to the model's unit."""
     unit = stated_unit(columns, vocabulary, role) or stated_unit(columns, vocabulary, "time")
+    if "time" in columns.clocks or DATES & columns.texts.keys():
+        unit = "h"
     try:
         return factor(unit, vocabulary.time_unit) if unit else 1.0
     except UnitError as error:

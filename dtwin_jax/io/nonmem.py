@@ -1,23 +1,31 @@
 """Tables in the form of NONMEM: one row an event, `ID, TIME, AMT, RATE, DV, EVID, MDV, CMT` and covariates.
 
 Beside these: `DVID` names the output, `UNIT` the unit of AMT or DV of the row, `CENS` (1 below, -1 above),
-`LLOQ` and `LIMIT` tell of values beyond the limits of an assay; `ADDL`, `II`, `SS` and `DUR` of doses. A
-time that goes back at a reset (EVID 3 and 4) is told from the time before it. A dose that arrives with a lag
-at the time of a measurement is before it, as is an additional one.
+`LLOQ` and `LIMIT` tell of values beyond the limits of an assay; `ADDL`, `II`, `SS` and `DUR` of doses. Times
+may be those of a day (`8:30`), with `DATE`, `DAT1`, `DAT2` or `DAT3`, and are then told in hours. A time that
+goes back at a reset (EVID 3 and 4) is told from the time before it. A dose that arrives with a lag at the time
+of a measurement is before it, as is an additional one.
 """
+
+import re
+from datetime import date
 
 import numpy as np
 
 from dtwin_jax.core.record import ABOVE, BELOW
 from dtwin_jax.io.cells import Columns, Kind, read_columns
-from dtwin_jax.io.facts import NO_UNITS, Facts, Reading, facts_of, join, times
+from dtwin_jax.io.facts import DATES, NO_UNITS, Facts, Reading, facts_of, join, times
 from dtwin_jax.io.given import CLEARED, CLEARED_AND_DOSED, DOSED, OBSERVED, OTHER, given, whole
 from dtwin_jax.io.names import IGNORED, INPUT, OUTPUT, UNKNOWN, Vocabulary, find, lay_out, suggestion
 from dtwin_jax.io.rows import Source
 
 FIXED: dict[str, Kind] = {
     "id": "text",
-    "time": "number",
+    "time": "clock",
+    "date": "text",
+    "dat1": "text",
+    "dat2": "text",
+    "dat3": "text",
     "amt": "number",
     "rate": "number",
     "dv": "limit",
@@ -35,6 +43,8 @@ FIXED: dict[str, Kind] = {
     "ss": "number",
 }
 
+_ORDER = {"date": "mdy", "dat1": "dmy", "dat2": "ymd", "dat3": "ydm"}
+
 
 def read_events(source: Source, vocabulary: Vocabulary, carry: str = "forward") -> Reading:
     """The facts of a table of events.
@@ -51,7 +61,8 @@ def read_events(source: Source, vocabulary: Vocabulary, carry: str = "forward") 
     columns = read_columns(source, layout.roles)
     event = _events(columns)
     _check_together(columns)
-    time = times(columns, vocabulary, resets=np.isin(event, (CLEARED, CLEARED_AND_DOSED)))
+    resets = np.isin(event, (CLEARED, CLEARED_AND_DOSED))
+    time = times(columns, vocabulary, resets=resets, days=_days(columns))
     parts = [*given(columns, vocabulary, event), _observations(columns, vocabulary, event)]
     for role, target in layout.columns.items():
         _check_stated(columns, vocabulary, role, target)
@@ -75,6 +86,39 @@ def _events(columns: Columns) -> np.ndarray:
     return event
 
 
+def _days(columns: Columns) -> np.ndarray | None:
+    """The day of every row, counted from some day; None without a column of dates.
+
+    A date is a number of days, or month, day and year (`DATE`), day, month and year (`DAT1`), year, month and
+    day (`DAT2`) or year, day and month (`DAT3`), with anything between them.
+    """
+    roles = sorted(DATES & columns.texts.keys())
+    if not roles:
+        return None
+    (role, *more) = roles
+    if more:
+        raise columns.error(0, more[0], "a second column of dates", "one")
+    days = [_day(label, _ORDER[role]) for label in columns.texts[role].labels]
+    found = np.asarray([np.nan if day is None else day for day in days])[columns.texts[role].codes]
+    parts = {"y": "year", "m": "month", "d": "day"}
+    wanted = ", ".join(parts[letter] for letter in _ORDER[role])
+    columns.refuse(np.isnan(found), role, f"a number of days, or {wanted}")
+    return found
+
+
+def _day(label: str, order: str) -> float | None:
+    parts = re.findall(r"\d+", label)
+    try:
+        if len(parts) == 1:
+            return float(label)
+        named = dict(zip(order, map(int, parts), strict=True))
+        # Two digits as NONMEM takes them by default: of this century up to 50.
+        year = named["y"] + (0 if named["y"] > 99 else 1900 if named["y"] > 50 else 2000)
+        return float(date(year, named["m"], named["d"]).toordinal())
+    except ValueError:
+        return None
+
+
 def _check_together(columns: Columns) -> None:
     """Refuse a patient whose rows do not follow each other: NONMEM would take him for two."""
     new = np.flatnonzero(np.diff(columns.patient, prepend=-1) != 0)
@@ -96,13 +140,13 @@ def _observations(columns: Columns, vocabulary: Vocabulary, event: np.ndarray) -
     rows = np.flatnonzero(seen)
     target = _outputs(columns, vocabulary, rows)
     rows, target = rows[target != IGNORED], target[target != IGNORED]
-    value, censor = _censored(columns, rows)
+    value, censor, limit = _censored(columns, rows)
     units = columns.texts.get("unit", NO_UNITS)
-    return facts_of(rows, target, value, "dv", units=units, censor=censor)
+    return facts_of(rows, target, value, "dv", units=units, censor=censor, limit=limit)
 
 
-def _censored(columns: Columns, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Measured values, or limits, and on which side of the limit the value is."""
+def _censored(columns: Columns, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Measured values, or limits, on which side of the limit the value is, and what it is above then."""
     stated = columns.number("cens", 0.0)
     columns.refuse(~np.isin(stated, (-1, 0, 1)), "cens", "1 (below the limit), 0 or -1 (above)")
     sign = columns.limits.get("dv", np.zeros(len(stated), np.int8))
@@ -115,9 +159,12 @@ def _censored(columns: Columns, rows: np.ndarray) -> tuple[np.ndarray, np.ndarra
     columns.refuse(read & np.isnan(value) & (censor == BELOW), "dv", "a limit in LLOQ or DV (CENS 1)")
     columns.refuse(read & np.isnan(value) & (censor == ABOVE), "dv", "a limit in DV (CENS -1)")
     columns.refuse(read & np.isnan(value), "dv", "a number, or MDV 1 where nothing was measured")
-    inside = read & (((censor == BELOW) & (bound > 0)) | ((censor == ABOVE) & ~np.isnan(bound)))
-    columns.refuse(inside, "limit", "blank: values between two limits are not supported yet")
-    return value[rows], censor[rows]
+    bounded = read & ~np.isnan(bound)
+    columns.refuse(bounded & (censor == ABOVE), "limit", "blank: only a value below a limit has another")
+    bounded &= censor == BELOW
+    columns.refuse(bounded & ~(bound < value), "limit", "a limit below that of the value")
+    limit = np.where(bounded, bound, -np.inf)
+    return value[rows], censor[rows], limit[rows]
 
 
 def _outputs(columns: Columns, vocabulary: Vocabulary, rows: np.ndarray) -> np.ndarray:

@@ -32,7 +32,7 @@ def records(
         TableError: a unit that is missing or does not fit, a value outside the plausible range, a row that
             stands twice, a known value that changes, a patient without measurements, a dose before `t0`.
     """
-    value, dose = _in_model_units(reading, vocabulary)
+    value, limit, dose = _in_model_units(reading, vocabulary)
     _check_amounts(reading, vocabulary, dose)
     _check_early(reading, vocabulary, dose, t0)
     _check_plausible(reading, vocabulary, value, dose)
@@ -48,6 +48,7 @@ def records(
         "value": value,
         "duration": facts.duration,
         "censor": facts.censor,
+        "limit": limit,
         "after": _after(reading, dose),
         "dose": dose,
         "target": facts.target,
@@ -83,7 +84,8 @@ def _record(
             first = min(first, float(time[0]))
         if target.kind == OUTPUT:
             censor, after = told["censor"][start:end], told["after"][start:end]
-            observations[target.name] = Series(time, value, censor=censor, after=after)
+            limit = told["limit"][start:end] if np.isfinite(told["limit"][start:end]).any() else None
+            observations[target.name] = Series(time, value, censor=censor, after=after, limit=limit)
         elif told["dose"][start]:
             signals[target.name] = _doses({key: array[start:end] for key, array in told.items()}, clears)
         else:
@@ -128,10 +130,10 @@ def _doses(told: dict[str, np.ndarray], clears: np.ndarray) -> Doses:
     return Doses(*doses, rules=Rules(held[given], until[given], restarts))
 
 
-def _in_model_units(reading: Reading, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
-    """Values in the model's units, and which of them are doses; one conversion for facts that are alike."""
+def _in_model_units(reading: Reading, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Values and limits in the model's units, and what is a dose; converted at once where facts are alike."""
     facts = reading.facts
-    value, dose = facts.value.copy(), np.zeros(len(facts), bool)
+    value, limit, dose = facts.value.copy(), facts.limit.copy(), np.zeros(len(facts), bool)
     width = len(facts.units) + 1
     key = (facts.target * width + facts.unit + 1) * len(facts.columns) + facts.column
     _, first, inverse = np.unique(key, return_index=True, return_inverse=True)
@@ -142,6 +144,7 @@ def _in_model_units(reading: Reading, vocabulary: Vocabulary) -> tuple[np.ndarra
         kind, wanted = _reading_of(target, unit, vocabulary.time_unit, bool(facts.given[at]))
         try:
             value[mine] = convert(value[mine], unit, wanted, target.quantity.molar_mass)
+            limit[mine] = convert(limit[mine], unit, wanted, target.quantity.molar_mass)
         except UnitError as error:
             raise _unit_error(reading, at, repr(unit), f"a unit for {target.name!r}: {error}") from None
         if kind == RATE:
@@ -151,7 +154,7 @@ def _in_model_units(reading: Reading, vocabulary: Vocabulary) -> tuple[np.ndarra
             dose |= infused
         elif kind == AMOUNT:
             dose |= mine
-    return value, dose
+    return value, limit, dose
 
 
 def _reading_of(target: Target, unit: str, time_unit: str, given: bool) -> tuple[str, str]:

@@ -130,5 +130,6 @@ def _windowed(job: Job, record: Record) -> Record:
             mask=series.mask[kept],
             censor=series.censor[kept],
             after=series.after[kept],
+            limit=None if series.limit is None else series.limit[kept],
         )
     return replace(record, observations=channels)

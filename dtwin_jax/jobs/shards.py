@@ -64,6 +64,8 @@ class Room:
             ValueError: an input that was of another kind in other patients.
         """
         for name, series in record.observations.items():
+            if series.limit is not None:
+                raise ValueError(f"channel {name!r} has values between two limits: shards do not know them")
             self.channels[name] = max(1, self.channels.get(name, 1), len(series.time))
         for name, signal in vars(record.inputs).items():
             if not isinstance(signal, AbstractSignal):

@@ -39,7 +39,7 @@ def leave_last_out(cohort: Cohort, last: int) -> tuple[Cohort, Record]:
 
 
 def _masked(series: Any, mask: np.ndarray) -> Any:
-    return type(series)(series.time, series.value, mask=mask, censor=series.censor, after=series.after)
+    return type(series)(series.time, series.value, mask=mask, censor=series.censor, after=series.after, limit=series.limit)
 
 
 def score(f: Any, tree: Any, held_out: Record, *, key: Any, samples: int = 1000) -> Any:

@@ -154,6 +154,29 @@ def test_a_limit_of_zero_excludes_nothing_above_for_a_lognormal():
     assert found.tolist() == [PENALTY, 0.0, PENALTY, 0.0]
 
 
+@pytest.mark.parametrize(("noise", "truth"), FAMILIES)
+def test_a_value_between_two_limits_contributes_the_probability_between(noise, truth):
+    limit = np.array([VALUES[0] / 2, 0.0, -np.inf, VALUES[3] / 3])
+    record = observed(censor=[-1, 0, -1, -1], limit=limit)
+    found = likelihood(Decay(noise), Params(), record)
+    between = np.log(truth.cdf(VALUES) - truth.cdf(np.maximum(limit, 0.0)))
+    below, seen = truth.logcdf(VALUES), truth.logpdf(VALUES)
+    # SciPy's differences of probabilities lose digits.
+    np.testing.assert_allclose(found, [between[0], seen[1], below[2], between[3]], rtol=1e-7)
+    assert all_finite(total_and_gradient(Decay(noise), record))
+
+
+def test_m4_is_exact_far_in_either_tail():
+    """Where one limit is far beyond the other, the probability is that of the nearer."""
+    low, high = MEAN + 30 * SD, MEAN + 45 * SD
+    found = likelihood(Decay(), Params(), observed(values=high, censor=np.full(4, -1), limit=low))
+    np.testing.assert_allclose(found, stats.norm.logsf(30.0), rtol=1e-10)
+    found = likelihood(
+        Decay(), Params(), observed(values=2 * MEAN - low, censor=np.full(4, -1), limit=2 * MEAN - high)
+    )
+    np.testing.assert_allclose(found, stats.norm.logsf(30.0), rtol=1e-10)
+
+
 def test_padding_contributes_nothing():
     record = observed(mask=[True, False, True, False])
     found = likelihood(Decay(), Params(), record)

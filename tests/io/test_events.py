@@ -202,3 +202,44 @@ def test_rules_are_kept_in_a_result(read):
     for found, expected in leaves:
         np.testing.assert_array_equal(found, expected)
     check_cohort(one_compartment, again)
+
+
+@pytest.mark.parametrize(
+    ("column", "first", "second"),
+    [
+        ("DATE", "2/28/2024", "3/1/2024"),
+        ("DAT1", "28-02-24", "01-03-24"),
+        ("DAT2", "2024-02-28", "2024-03-01"),
+        ("DAT3", "24/28/02", "24/01/03"),
+        ("DATE", "1", "3"),
+    ],
+)
+def test_dates_and_clocks_are_hours_since_the_first_row(read, column, first, second):
+    text = f"ID,{column},TIME,CMT,AMT,EVID,DV\n1,{first},22:30,1,100,1,.\n1,{second},8:15,.,.,0,2\n"
+    record = read(text)["1"]
+    np.testing.assert_allclose(record.inputs.oral.time, [0.0])
+    # The leap day is between them.
+    np.testing.assert_allclose(record.observations["concentration"].time, [33.75], rtol=1e-12)
+
+
+def test_a_clock_without_dates_is_in_hours(read):
+    record = read("ID,TIME,CMT,AMT,EVID,DV\n1,8:30,1,100,1,.\n1,9:45:36,.,.,0,2\n")["1"]
+    np.testing.assert_allclose(record.inputs.oral.time, [8.5])
+    np.testing.assert_allclose(record.observations["concentration"].time, [9.76])
+
+
+@pytest.mark.parametrize(
+    ("day", "time", "said"),
+    [
+        (
+            "2/30/2024",
+            "8:00",
+            "column 'DATE', patient '1': found '2/30/2024', expected a number of days, or month,",
+        ),
+        ("soon", "8:00", "column 'DATE', patient '1': found 'soon'"),
+        ("3/1/2024", "8:75", "column 'TIME', patient '1': found '8:75'"),
+    ],
+)
+def test_a_strange_date_or_clock_is_a_fault(read, day, time, said):
+    text = f"ID,DATE,TIME,CMT,AMT,EVID,DV\n1,{day},{time},1,100,1,.\n1,3/2/2024,8:15,.,.,0,2\n"
+    assert refusal(read, text).startswith(f"line 2, {said}")

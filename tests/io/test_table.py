@@ -458,8 +458,22 @@ def test_a_bad_row_of_nonmem_form_is_refused_with_its_place(table, rows, parts):
 def test_censored_rows_of_nonmem_form_need_a_limit(table):
     path = table("ID,TIME,DV,CENS,LLOQ,UNIT\n1,1,,1,,mg/L\n")
     assert "line 2, column 'DV', patient '1': found nothing, expected a limit" in refusal(path)
-    path = table("ID,TIME,DV,CENS,LIMIT,UNIT\n1,1,1,1,0.5,mg/L\n")
+    path = table("ID,TIME,DV,CENS,LIMIT,UNIT\n1,1,1,-1,0.5,mg/L\n")
     assert "line 2, column 'LIMIT', patient '1': found 0.5, expected blank" in refusal(path)
+    path = table("ID,TIME,DV,CENS,LIMIT,UNIT\n1,1,1,1,1,mg/L\n")
+    assert "line 2, column 'LIMIT', patient '1': found 1, expected a limit below" in refusal(path)
+
+
+def test_a_value_may_be_known_to_lie_between_two_limits(table):
+    path = table(
+        "ID,TIME,DV,CENS,LIMIT,UNIT\n1,1,1,1,0,ug/L\n1,2,1,1,.,ug/L\n1,3,7,0,0,ug/L\n2,1,3,0,0,ug/L\n"
+    )
+    records = read_table(path, DRUG)
+    seen = records["1"].observations["concentration"]
+    np.testing.assert_array_equal(seen.limit, [0.0, -np.inf, -np.inf])
+    np.testing.assert_allclose(seen.value[:2], 1e-3)
+    assert records["2"].observations["concentration"].limit is None
+    assert stack(records).record.observations["concentration"].limit.shape == (2, 3)
 
 
 def test_a_dose_into_one_of_several_inputs_needs_a_compartment(table):

@@ -74,6 +74,8 @@ def on_reading_scale(value: Any, logarithmic: Any) -> Any:
 
 
 def _rows(series: Series, channel: int) -> Rows:
+    if series.limit is not None:
+        raise ValueError("a filter does not know measurements between two limits, which this record has")
     time = jnp.asarray(series.time, float)
     return Rows(
         time,
