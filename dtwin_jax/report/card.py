@@ -23,7 +23,7 @@ from dtwin_jax.inference.target import Target
 from dtwin_jax.io.names import amount_unit
 from dtwin_jax.report.described import Described, describe
 from dtwin_jax.report.drawing import Drawing, drawing, render, write_whole
-from dtwin_jax.report.tables import Table, significant
+from dtwin_jax.report.tables import Table, limits, significant
 from dtwin_jax.twin.directions import scale_of
 from dtwin_jax.twin.identify import Information, fisher_information
 from dtwin_jax.twin.profile import Profile, profiles
@@ -144,7 +144,7 @@ def study_of(model: Any, *, budget: float) -> Study:
         remarks,
         _held(noise),
         None if figure is None else drawing("profiles", figure, words),
-        _limits(made, unit_of),
+        limits(made, unit_of),
         left,
     )
 
@@ -298,16 +298,6 @@ def _error(error: float, value: float, unit: str, absolute: bool) -> str:
         return f"{significant(error)} {unit}".rstrip()
     share = 100.0 * error / abs(value)
     return "over 1000%" if share > 1000.0 else f"{share:.2g}%" if share < 99.5 else f"{share:.0f}%"
-
-
-def _limits(made: Sequence[Profile], units: dict[str, str]) -> Table:
-    lines = []
-    for one in made:
-        ends = (significant(end) if np.isfinite(end) else "open" for end in one.interval)
-        said = [f"{side}: {why}" for side, why in zip(("below", "above"), one.remarks, strict=True) if why]
-        unit = "" if units[one.name] == "1" else units[one.name]
-        lines.append((one.name, unit, significant(one.estimate), *ends, "; ".join(said) or "closes"))
-    return Table(("parameter", "unit", "best", "95% from", "to", ""), tuple(lines), 2, remark=True)
 
 
 def _held(noise: tuple[str, ...]) -> str:

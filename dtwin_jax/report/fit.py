@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from dtwin_jax.plot.patients import channels, patient_ids
 from dtwin_jax.plot.theme import group
 from dtwin_jax.report.described import describe
 from dtwin_jax.report.drawing import Drawing, drawing, render, write_whole
-from dtwin_jax.report.tables import Table, significant
+from dtwin_jax.report.tables import Table, limits, significant
+from dtwin_jax.twin.walk import Profile
 
 _METHODS = {
     "fo": "First order (FO)",
@@ -26,7 +28,12 @@ _METHODS = {
 
 
 def write_fit(
-    tree: Any, path: str | os.PathLike[str], *, title: str | None = None, model: Any = None
+    tree: Any,
+    path: str | os.PathLike[str],
+    *,
+    title: str | None = None,
+    model: Any = None,
+    profiles: Sequence[Profile] = (),
 ) -> Path:
     """Writes the page, whole or not at all, and returns where it is.
 
@@ -35,11 +42,14 @@ def write_fit(
         path: of the page; an old one is replaced in one step.
         title: of the page; by default the model's name.
         model: what was estimated, for a section on its equations.
+        profiles: of `profile_population`, for a section of their own.
     """
-    return write_whole(render_fit(tree, title=title, model=model), path)
+    return write_whole(render_fit(tree, title=title, model=model, profiles=profiles), path)
 
 
-def render_fit(tree: Any, *, title: str | None = None, model: Any = None) -> str:
+def render_fit(
+    tree: Any, *, title: str | None = None, model: Any = None, profiles: Sequence[Profile] = ()
+) -> str:
     """The page as text; the arguments are those of `write_fit`."""
     names = channels(tree)
     return render(
@@ -50,6 +60,7 @@ def render_fit(tree: Any, *, title: str | None = None, model: Any = None) -> str
         patient_count=len(patient_ids(group(tree, "observed_data"))),
         unfinished="" if tree.attrs.get("converged") else str(tree.attrs.get("message", "")),
         estimates=_estimates(group(tree, "estimates")),
+        profiles=_profiled(tree, profiles),
         goodness=_drawn(tree, names, "goodness", plot.goodness_of_fit),
         fits=_drawn(tree, names, "fits", plot.individual_fits),
         effects=drawing("effects", plot.effects(tree), "The random effects and their normal distributions."),
@@ -95,6 +106,16 @@ def _estimates(data: Any) -> Table:
         share = "–" if not np.isfinite(error) or value == 0 else f"{100 * abs(error / value):.2g}%"
         lines.append((name, "" if unit == "1" else unit, significant(value, 4), significant(error), share))
     return Table(("number", "unit", "estimate", "standard error", "relative"), tuple(lines), 2)
+
+
+def _profiled(tree: Any, profiles: Sequence[Profile]) -> tuple[Drawing, Table] | None:
+    """The profiles, and the limits that they give."""
+    if not profiles:
+        return None
+    data = group(tree, "estimates")
+    units = dict(zip(map(str, data["number"].values), map(str, data["unit"].values), strict=True))
+    says = f"Profiles of the likelihood by {', '.join(one.name for one in profiles)}."
+    return drawing("profiles", plot.profile_panels(profiles, units), says), limits(profiles, units)
 
 
 def _drawn(tree: Any, names: list[str], kind: str, draw: Any) -> list[tuple[str, Drawing]]:

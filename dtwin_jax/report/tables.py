@@ -68,6 +68,22 @@ def left_out(found: Any) -> Table:
     return Table(head, (row,), 0)
 
 
+def limits(made: Sequence[Any], units: dict[str, str]) -> Table:
+    """The intervals that profiles give, and what is to be said of their ends."""
+    lines = []
+    for one in made:
+        ends = (significant(end) if np.isfinite(end) else "open" for end in one.interval)
+        said = [f"{side}: {why}" for side, why in zip(("below", "above"), one.remarks, strict=True) if why]
+        unit = "" if units[one.name] == "1" else units[one.name]
+        lines.append((one.name, unit, significant(one.estimate), *ends, "; ".join(said) or "closes"))
+    return Table(
+        ("parameter", "unit", "best", f"{made[0].level:.0%} from" if made else "from", "to", ""),
+        tuple(lines),
+        2,
+        remark=True,
+    )
+
+
 def covariates(result: Any, patient: str) -> list[str]:
     """Up to four facts known of a patient, each with its unit."""
     known = group(result, "constant_data") if "constant_data" in result.children else {}

@@ -4,11 +4,13 @@ import json
 import re
 
 import fitted_lines as fitted
+import numpy as np
 import pytest
 from plotly.offline import get_plotlyjs
 
 from dtwin_jax.models import one_compartment
 from dtwin_jax.report import render_fit, write_fit
+from dtwin_jax.twin.walk import Profile
 
 SECTIONS = ("estimates", "goodness", "fits", "effects", "predictive")
 
@@ -44,6 +46,27 @@ def test_an_objective_is_told_with_what_it_rests_on():
     assert "Adaptive quadrature<small>9 nodes in each direction" in render_fit(tree)
     tree.attrs |= {"by": "importance", "nodes": 0, "draws": 512, "monte_carlo_error": 0.0321}
     assert "Importance sampling<small>512 draws, Monte Carlo error 0.032" in render_fit(tree)
+
+
+def test_profiles_have_a_section_of_their_own():
+    value = np.linspace(2.0, 4.0, 9)
+    nothing = np.zeros(9, int)
+    one = Profile(
+        "level_pop",
+        "likelihood",
+        value,
+        4.0 * (value - 3.0) ** 2,
+        {},
+        nothing,
+        3.0,
+        0.9,
+        (2.4, np.inf),
+        ("", "open"),
+    )
+    page = render_fit(fitted.build(), profiles=[one])
+    assert '<section id="profiles">' in page and 'id="data-profiles"' in page
+    own = re.sub(r"<(script|style).*?</\1>", "", page, flags=re.S)
+    assert "90% from" in own and "2.40" in own and "above: open" in own
 
 
 def test_page_asks_for_nothing_outside_itself(page):
