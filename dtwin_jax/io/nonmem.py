@@ -3,8 +3,8 @@
 Beside these: `DVID` names the output, `UNIT` the unit of AMT or DV of the row, `CENS` (1 below, -1 above),
 `LLOQ` and `LIMIT` tell of values beyond the limits of an assay; `ADDL`, `II`, `SS` and `DUR` of doses. Times
 may be those of a day (`8:30`), with `DATE`, `DAT1`, `DAT2` or `DAT3`, and are then told in hours. A time that
-goes back at a reset (EVID 3 and 4) is told from the time before it. A dose that arrives with a lag at the time
-of a measurement is before it, as is an additional one.
+goes back at a reset (EVID 3 and 4) is told from the time before it. A dose that arrives with a lag at the
+time of a measurement is before it, as is an additional one.
 """
 
 import re

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from event_tables import CASES, drug, parameters, predictions, table
+from event_tables import CASES, TIMES, drug, parameters, predictions, table
 
 from dtwin_jax.core.quantity import assign
 from dtwin_jax.core.record import stack
@@ -55,6 +55,49 @@ def test_every_rule_gives_what_nonmem_predicts(read):
     for name, ours, theirs in zip(NAMES, found, predictions(), strict=True):
         # NONMEM prints five digits.
         np.testing.assert_allclose(ours, theirs, rtol=6e-5, atol=1e-7, err_msg=name)
+
+
+def alone(cmt, since, amount, duration):
+    """Concentration after one dose, mg/L, by the textbook; `since` its start, h."""
+    k, ka, volume = 1.1 / 20.0, 1.5, 20.0
+    if since < 0:
+        return 0.0
+    on, off = min(since, duration), max(since - duration, 0.0)
+    if cmt == 2 and not duration:
+        return amount / volume * np.exp(-k * since)
+    if cmt == 2:
+        return amount / duration / (k * volume) * -np.expm1(-k * on) * np.exp(-k * off)
+    if not duration:
+        return amount * ka / (volume * (ka - k)) * (np.exp(-k * since) - np.exp(-ka * since))
+    parts = [-np.expm1(-rate * on) * np.exp(-rate * off) / rate for rate in (k, ka)]
+    return amount / duration * ka / (volume * (ka - k)) * (parts[0] - parts[1])
+
+
+def summed(case, when):
+    """The sum over all doses of their own concentrations; of a steady state 2000 before the first."""
+    total = 0.0
+    for i, (time, cmt, amount, evid, interval, steady, more, rate) in enumerate(case.rows):
+        clears = [row[0] for row in case.rows[i + 1 :] if row[3] in (3, 4) or row[5] == 1]
+        if evid == 3 or time > when or any(clear <= when for clear in clears):
+            continue
+        if steady and not interval:
+            # A constant rate until now, as one long infusion.
+            total += alone(cmt, when - time + 5000.0, rate * 5000.0, 5000.0)
+            continue
+        share, lag = (case.share, case.lag) if cmt == 2 else (1.0, 0.0)
+        duration = case.long if rate == -2 else share * amount / rate if rate else 0.0
+        for k in range(-2000 if steady else 0, int(more) + 1):
+            total += alone(cmt, when - time - lag - k * interval, share * amount, duration)
+    return total
+
+
+def test_every_rule_is_the_sum_of_single_doses(read):
+    # A state that is followed backwards is no sum of doses.
+    names = tuple(name for name in NAMES if CASES[name].lag < 24.0)
+    found = solved(drug, names, read(names)).output.concentration
+    for name, ours in zip(names, found, strict=True):
+        truth = [summed(CASES[name], when) for when in TIMES]
+        np.testing.assert_allclose(ours, truth, rtol=1e-10, atol=1e-12, err_msg=name)
 
 
 def test_steps_give_what_the_flow_gives(read):
