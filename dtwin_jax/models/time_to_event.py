@@ -30,7 +30,7 @@ from numpyro.distributions import constraints
 
 from dtwin_jax.core.predictor import Mode, Schema
 from dtwin_jax.core.prior import lognormal, normal
-from dtwin_jax.core.quantity import Quantity, param, var
+from dtwin_jax.core.quantity import Quantity, param, replace_fields, var
 from dtwin_jax.core.record import Record, Series
 from dtwin_jax.core.signal import Input, Steps
 from dtwin_jax.core.types import Scalar
@@ -194,23 +194,21 @@ class TimeToEvent:
         """Channel -> distribution, those of the model and `event`."""
         seen = dict(record.observations)
         event = seen.pop("event", None)
-        if event is not None and (both := {"hazard", "cumulative"} & set(seen)):
-            raise ValueError(f"{self.name}: the channel 'event' is told by {sorted(both)}; leave these out")
-        rows = event if event is None else _with_past(event, record.past.get("event"))
-        asked = seen if rows is None else seen | {"hazard": rows, "cumulative": rows}
-        expected = expect(self.model, p, _observing(record, asked))
-        found = noisy(self.model, p, expected, _observing(record, seen))
         if event is None:
-            return found
+            return self.model.predict(p, record)
+        if both := {"hazard", "cumulative"} & set(seen):
+            raise ValueError(f"{self.name}: the channel 'event' is told by {sorted(both)}; leave these out")
+        rows = _with_past(event, record.past.get("event"))
+        asked = _observing(record, seen | {"hazard": rows, "cumulative": rows})
+        expected = expect(self.model, p, asked)
         own = slice(-event.time.shape[0], None)
         since = _since(rows, expected.cumulative)
+        found = noisy(self.model, p, expected, _observing(record, seen))
         return found | {"event": Happening(expected.hazard[own], since[own])}
 
 
 def _observing(record: Record, channels: Mapping[str, Series]) -> Record:
-    return eqx.tree_at(
-        lambda r: r.observations, record, dict(channels), is_leaf=lambda x: isinstance(x, dict)
-    )
+    return replace_fields(record, {"observations": dict(channels)})
 
 
 def _with_past(event: Series, past: Series | None) -> Series:

@@ -27,7 +27,6 @@ tmdd_qss: Target-mediated drug disposition at the quasi-steady state of binding
 
 from dataclasses import replace
 
-import diffrax
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
@@ -193,10 +192,12 @@ tmdd = Model(
     noise=combined,
     dosing=dosing,
     time="h",
-    solver=Solver(diffrax.Kvaerno5, rtol=1e-7, atol=(1e-7, 1e-7, 1e-7, 1e-6, 1e-6)),
+    # Shorter than binding takes, without which derivatives of an explicit method are wrong.
+    solver=Solver(longest=0.06, max_steps=16384),
     source="Mager & Jusko 2001, J Pharmacokinet Pharmacodyn 28:507",
     valid="Drugs of one binding site that bind one target in plasma, mostly antibodies and cytokines.",
-    stiffness="1 min (binding) to 18 h, 1 to 1000: an implicit solver.",
+    stiffness="1 min (binding) to 18 h, 1 to 1000: Tsit5, no step above 0.06 h, in a tenth of the time of"
+    " Kvaerno5; an implicit solver where binding is ten times faster.",
     checked="mrgsolve's model by two solvers: 1e-6 relative, and derivatives to 1e-5.",
     example=example,
 )

@@ -133,5 +133,5 @@ def test_a_sampled_course_drives_a_response():
     p, times = indirect_response_3.params(), np.array([2.0, 5.0, 8.0])
     found = simulate(indirect_response_3, p, u, times).output.response
     np.testing.assert_allclose(
-        found, simulate(indirect_response_3, p, held, times).output.response, rtol=1e-5
+        found, simulate(indirect_response_3, p, held, times).output.response, rtol=1e-4
     )
