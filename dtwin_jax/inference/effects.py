@@ -17,6 +17,8 @@ from dtwin_jax.inference.target import Target
 
 # Of the standard deviations between patients, at the start of a search.
 _SCATTER = 0.3
+# By how much their logs differ from start to start.
+_SPREAD = 0.5
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,21 @@ class Effects:
                 for j, b in enumerate(self.varying[:i])
             }
         return found | {f"gamma_{name}": self._gamma(psi)[i] for i, name in enumerate(self.between)}
+
+    def supports(self) -> dict[str, Prior]:
+        """Name -> the prior that bounds it, of typical values and coefficients, in their order."""
+        given = [prior for _, prior in self.priors] + [prior for _, prior in self._estimated()]
+        return dict(zip(self.names, given, strict=False))
+
+    def drawn(self, psi: np.ndarray, key: Any) -> np.ndarray:
+        """Another start: typical values and coefficients from their priors, other numbers moved about."""
+        own, other = jax.random.split(key)
+        supports = self.supports().values()
+        keys = jax.random.split(own, len(supports))
+        sample = [prior.distribution().sample(k) for prior, k in zip(supports, keys, strict=True)]
+        first = [float(bound.inv(x)) for bound, x in zip(self.bijectors().values(), sample, strict=True)]
+        left = psi[len(first) :]
+        return np.concatenate([first, left + _SPREAD * np.asarray(jax.random.normal(other, left.shape))])
 
     def bijectors(self) -> dict[str, Any]:
         """Name -> from the vector's scale to the reported one, of typical values and coefficients."""

@@ -1,5 +1,6 @@
 """Maximum likelihood estimates of a population: what NONMEM, Monolix and nlmixr2 call an estimation."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, get_args
@@ -11,6 +12,7 @@ import numpy as np
 from dtwin_jax.core.predictor import PENALTY, check_cohort, differentiated
 from dtwin_jax.core.record import SEEN, Cohort
 from dtwin_jax.inference.density import Override, estimated
+from dtwin_jax.inference.doubts import EstimationWarning, doubts, failures
 from dtwin_jax.inference.effects import Effects
 from dtwin_jax.inference.estimated import Estimate
 from dtwin_jax.inference.gauss_newton import inverse_of_peak
@@ -37,6 +39,7 @@ def estimate(  # noqa: PLR0913
     start: Mapping[str, float] | None = None,
     search: bool = True,
     max_steps: int = 500,
+    starts: int = 1,
 ) -> Estimate:
     """Maximum likelihood estimates of a population.
 
@@ -52,15 +55,20 @@ def estimate(  # noqa: PLR0913
         priors: name -> `Prior` (estimated), a number or None (known).
         nodes: of quadrature, in each direction.
         draws: of importance sampling, of each patient; powers of 2 are best.
-        key: random key, of "importance" and "saem".
+        key: random key, of "importance" and "saem", and of more starts than one.
         start: name as in `Estimate.names` -> where to begin, typical values and standard deviations on their
             own scales; by default declared values, and 0.3 for standard deviations.
         search: False looks at the likelihood at `start` only.
         max_steps: of the search; iterations of "saem".
+        starts: searches, of which the best counts; all but the first begin at draws from the priors.
 
     Raises:
         ValueError: data, priors or names that the population cannot use, or an approximation that does not
             fit its errors.
+
+    Warns:
+        EstimationWarning: a search that did not end at a peak, a standard deviation that has collapsed, a
+            parameter at a bound, a flat likelihood, patients who fail: each named.
     """
     if by not in get_args(Approximation):
         raise ValueError(f"by: found {by!r}, expected one of {', '.join(get_args(Approximation))}")
@@ -69,8 +77,9 @@ def estimate(  # noqa: PLR0913
     if draws < 1 or draws % NETS:
         raise ValueError(f"draws: found {draws}, expected a multiple of {NETS}")
     random = by in ("importance", "saem")
-    if random and key is None:
-        raise ValueError(f"{by} is random: give a key=jax.random.key(...)")
+    if key is None and (random or starts > 1):
+        what = by if random else "more than one start"
+        raise ValueError(f"{what} is random: give a key=jax.random.key(...)")
     check_cohort(population.predictor, cohort)
     check_population(population, cohort)
     base, free = estimated(population.solved, priors or {}, tuple(cohort.record.known))
@@ -84,13 +93,32 @@ def estimate(  # noqa: PLR0913
     problem = Objective(Marginal(effects, by, nodes), base, record, nets)
     problem.check()
     psi = _begun(effects, base, start or {})
-    message = "not searched"
-    if search and by == "saem":
-        psi = approximated(effects, base, record, psi, jax.random.fold_in(key, 1), max_steps)
-        message = f"{max_steps} iterations"
-    elif search:
-        psi, message = searched(problem, psi, max_steps)
-    return _finished(problem, cohort, psi, message)
+    if not search:
+        return _told(_finished(problem, cohort, psi, "not searched"))
+    others = jax.random.split(jax.random.key(0) if key is None else key, starts)[1:]
+    places = [psi, *(effects.drawn(psi, each) for each in others)]
+    ended = [_search(problem, place, key, max_steps) for place in places]
+    totals = np.asarray([problem.value(place)[0] for place, _ in ended])
+    found = _finished(problem, cohort, *ended[int(np.argmin(totals))])
+    constant = found.minus_two_log_likelihood - found.objective
+    found = replace(found, ends=tuple((totals - constant).tolist()))
+    return _told(replace(found, warnings=doubts(found, effects)))
+
+
+def _search(problem: Objective, psi: np.ndarray, key: Any, max_steps: int) -> tuple[np.ndarray, str]:
+    """Where a search from `psi` ends, and why."""
+    if problem.marginal.by != "saem":
+        return searched(problem, psi, max_steps)
+    key = jax.random.fold_in(key, 1)
+    found = approximated(problem.marginal.effects, problem.base, problem.record, psi, key, max_steps)
+    return found, f"{max_steps} iterations"
+
+
+def _told(found: Estimate) -> Estimate:
+    """The estimate; what is to be said of it is said."""
+    for sentence in found.warnings or failures(found):
+        warnings.warn(sentence, EstimationWarning, stacklevel=3)
+    return found
 
 
 def _begun(effects: Effects, base: Any, start: Mapping[str, float]) -> np.ndarray:

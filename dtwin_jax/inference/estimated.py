@@ -37,7 +37,9 @@ class Estimate:
         failed: patients whose peak was not found.
         converged: the slope of the likelihood is near nothing; after "saem", a step of Newton's would gain
             less than 0.1.
-        message: what the optimiser said.
+        message: why the search ended.
+        ends: objectives where the searches from several starts ended, in their order; one if there was one.
+        warnings: what a user must know before believing the estimate.
     """
 
     ids: tuple[str, ...]
@@ -61,6 +63,31 @@ class Estimate:
     failed: tuple[str, ...]
     converged: bool
     message: str
+    ends: tuple[float, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """A table of estimates, with what the objective is."""
+        error, sandwich = self.errors(), self.errors(self.sandwich)
+        lines = [self.told, f"{'':16}{'estimate':>12}{'error':>12}{'sandwich':>12}{'error, %':>10}"]
+        for name, value in self.estimate.items():
+            share = 100.0 * error[name] / abs(value) if value else float("nan")
+            lines.append(f"{name:16}{value:12.5g}{error[name]:12.3g}{sandwich[name]:12.3g}{share:10.1f}")
+        shrunk = ", ".join(f"{name} {100 * each:.0f} %" for name, each in self.shrinkage.items())
+        return "\n".join([*lines, f"shrinkage: {shrunk}", *(f"! {each}" for each in self.warnings)])
+
+    @property
+    def told(self) -> str:
+        """The objective, with how it was approximated and by which convention."""
+        how = self.by
+        if self.nodes:
+            how += f", {self.nodes} nodes in each direction"
+        if self.draws:
+            how += f", {self.draws} draws, Monte Carlo error {self.monte_carlo_error:.2g}"
+        return (
+            f"objective {self.objective:.4f} by {how}: -2 log likelihood without n log(2 pi), NONMEM's; "
+            f"{self.minus_two_log_likelihood:.4f} with all constants"
+        )
 
     @property
     def covariance(self) -> np.ndarray:

@@ -109,4 +109,7 @@ def inverse_of_peak(curvature: np.ndarray) -> np.ndarray:
     """The covariance that belongs to a curvature (name, name); NaN where it is not a peak's."""
     if not np.all(np.isfinite(curvature)) or np.linalg.eigvalsh(curvature).min() <= 0:
         return np.full(curvature.shape, np.nan)
-    return np.linalg.inv(curvature)
+    try:
+        return np.linalg.inv(curvature)
+    except np.linalg.LinAlgError:  # along a flat direction, of which rounding makes a least bit more than 0
+        return np.full(curvature.shape, np.nan)
