@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.integrate import quad
+from scipy.optimize import minimize
 
 from dtwin_jax.core.predictor import check_record, log_likelihood
 from dtwin_jax.core.prior import lognormal
@@ -16,7 +17,9 @@ from dtwin_jax.core.signal import Doses, Steps
 from dtwin_jax.dynamics.couple import couple
 from dtwin_jax.dynamics.simulate import simulate
 from dtwin_jax.dynamics.solver import Solver
+from dtwin_jax.inference.estimate import estimate
 from dtwin_jax.inference.fit import fit
+from dtwin_jax.inference.population import Population
 from dtwin_jax.models import drug_hazard, one_compartment
 from dtwin_jax.models.time_to_event import Happening, Inputs, Params, TimeToEvent
 
@@ -175,6 +178,32 @@ def test_a_constant_hazard_is_estimated_as_events_by_time_at_risk():
     )
     assert found.failed == ()
     np.testing.assert_allclose(found.estimate["h0"], 3 / 40, rtol=1e-3)
+
+
+def test_recurrent_events_of_a_population_are_counts_with_a_lognormal_rate():
+    """Adaptive quadrature against the likelihood of Poisson counts by 60 nodes, and SciPy's search."""
+    rng, patients, counts, until = np.random.default_rng(0), {}, [], 100.0
+    for i in range(40):
+        times = np.cumsum(rng.exponential(1 / (0.05 * np.exp(0.5 * rng.normal())), 40))
+        times = times[times < until]
+        counts.append(times.size)
+        series = Series([*times, until], [1.0] * times.size + [0.0])
+        patients[f"p{i}"] = Record(Inputs(), {"event": series})
+    known = {"growth": 0.0, "effect": None, "EC50": None}
+    found = estimate(Population(events, ("h0",)), stack(patients), by="quadrature", priors=known)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    counted = np.array(counts)[:, None]
+
+    def objective(at):
+        rate = np.exp(at[0] + np.exp(at[1]) * nodes)
+        density = np.exp(counted * np.log(rate) - rate * until) @ (weights / np.sum(weights))
+        return -2 * np.sum(np.log(density))
+
+    exact = minimize(
+        objective, np.log([0.05, 0.5]), method="Nelder-Mead", options={"xatol": 1e-7, "fatol": 1e-9}
+    )
+    np.testing.assert_allclose(list(found.estimate.values()), np.exp(exact.x), rtol=1e-3)
+    np.testing.assert_allclose(found.minus_two_log_likelihood, exact.fun, atol=1e-3)
 
 
 def test_sampled_events_come_as_often_as_they_should():
