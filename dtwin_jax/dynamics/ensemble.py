@@ -130,14 +130,19 @@ class _How:
 def _flattened(trees: Any, axes: Any) -> tuple[list[Any], tuple[bool, ...], Any]:
     """Leaves, which of them all patients share, and the structure."""
     nothing = lambda node: node is None  # noqa: E731
-    spread = jax.tree.map(lambda axis, tree: jax.tree.map(lambda _: axis, tree), axes, trees, is_leaf=nothing)
-    found = jax.tree.leaves(spread, is_leaf=nothing)
-    if any(axis not in (0, None) for axis in found):
-        raise ValueError(f"simulate_cohort: in_axes holds {found}; wanted 0 (one a patient) or None (shared)")
+    # As text, for doses without rules hold a None that is no leaf.
+    spread = jax.tree.map(
+        lambda axis, tree: jax.tree.map(lambda _: str(axis), tree), axes, trees, is_leaf=nothing
+    )
+    found = jax.tree.leaves(spread)
+    if any(axis not in ("0", "None") for axis in found):
+        raise ValueError(
+            f"simulate_cohort: in_axes holds {', '.join(found)}; wanted 0 (one a patient) or None (shared)"
+        )
     leaves, structure = jax.tree.flatten(trees)
     return (
         [leaf if isinstance(leaf, jax.Array) else np.asarray(leaf) for leaf in leaves],
-        tuple(axis is None for axis in found),
+        tuple(axis == "None" for axis in found),
         structure,
     )
 
