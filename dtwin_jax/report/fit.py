@@ -1,6 +1,5 @@
 """The page of an estimated population: estimates, and pictures of how it fits."""
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from dtwin_jax.plot.theme import group
 from dtwin_jax.report.described import describe
 from dtwin_jax.report.drawing import Drawing, drawing, render, write_whole
 from dtwin_jax.report.tables import Table, limits, significant
+from dtwin_jax.report.verdicts import json_list
 from dtwin_jax.twin.walk import Profile
 
 _METHODS = {
@@ -56,9 +56,10 @@ def render_fit(
         "fit.html.j2",
         title=title or str(tree.attrs.get("name", "model")).replace("_", " "),
         facts=_facts(tree, names),
-        failed=[str(who) for who in json.loads(tree.attrs.get("failed") or "[]")],
+        failed=json_list(tree, "failed"),
         patient_count=len(patient_ids(group(tree, "observed_data"))),
         unfinished="" if tree.attrs.get("converged") else str(tree.attrs.get("message", "")),
+        warnings=json_list(tree, "warnings"),
         estimates=_estimates(group(tree, "estimates")),
         profiles=_profiled(tree, profiles),
         goodness=_drawn(tree, names, "goodness", plot.goodness_of_fit),

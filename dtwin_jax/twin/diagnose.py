@@ -288,6 +288,7 @@ def _tree(fitted: Fitted, failed: np.ndarray) -> Any:
         "minus_two_log_likelihood": found.minus_two_log_likelihood,
         "converged": int(found.converged),
         "message": found.message,
+        "warnings": json.dumps(list(found.warnings), ensure_ascii=False),
         "failed": _named(fitted, failed),
     }
     return tree

@@ -44,6 +44,8 @@ def test_an_objective_is_told_with_what_it_rests_on():
     tree = fitted.build()
     tree.attrs |= {"by": "quadrature", "nodes": 9, "draws": 0}
     assert "Adaptive quadrature<small>9 nodes in each direction" in render_fit(tree)
+    tree.attrs["warnings"] = json.dumps(["omega_ka is flat"])
+    assert "<li>omega_ka is flat</li>" in render_fit(tree)
     tree.attrs |= {"by": "importance", "nodes": 0, "draws": 512, "monte_carlo_error": 0.0321}
     assert "Importance sampling<small>512 draws, Monte Carlo error 0.032" in render_fit(tree)
 
