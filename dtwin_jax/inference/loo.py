@@ -60,7 +60,7 @@ def leave_one_out(tree: Any) -> Any:
         found |= {f"{name}_{kind}": (dims, values) for kind, values in columns.items()}
         parts.append(np.stack([values[known] for values in columns.values()]))
     elpd, k, p = np.concatenate(parts, axis=1)
-    limit = min(1.0 - 1.0 / np.log10(draws), 0.7)
+    limit = float(min(1.0 - 1.0 / np.log10(draws), 0.7))
     ids = [str(who) for who in observed["patient"].values]
     attributes = {
         "elpd": float(elpd.sum()),

@@ -63,7 +63,7 @@ def simulation_based_calibration(
         `coverage` (quantity, level), the share of replicates whose central interval holds the truth;
         `counts` (quantity, bin) of the ranks; `autocorrelation` of neighbouring draws. Attributes: `draws`;
         `complaints`, what is wrong in sentences, as JSON: empty if the check is passed; `failed`, replicates
-        that could not be simulated, or whose draws cannot be trusted, which are left out.
+        that could not be simulated, or whose draws cannot be trusted, which are left out, as JSON.
 
     Raises:
         ValueError: a population, more than one chain, numbers of draws that do not fit, or too few
@@ -161,6 +161,6 @@ def _told(truth: dict[str, np.ndarray], drawn: dict[str, np.ndarray], good: np.n
     attributes = {
         "draws": count,
         "complaints": json.dumps(complaints),
-        "failed": np.flatnonzero(~good).tolist(),
+        "failed": json.dumps(np.flatnonzero(~good).tolist()),
     }
     return xr.Dataset(variables, {"quantity": names, "level": list(sbc.LEVELS)}, attributes)

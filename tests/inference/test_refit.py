@@ -42,7 +42,7 @@ def checked():
 
 def test_a_posterior_that_is_right_passes(checked):
     """With a known error the posterior of a line is near normal, and weighing corrects the rest."""
-    assert json.loads(checked.attrs["complaints"]) == [] and checked.attrs["failed"] == []
+    assert checked.attrs["complaints"] == checked.attrs["failed"] == "[]"
     assert checked["quantity"].values.tolist() == ["level", "slope", "log_likelihood"]
     assert checked["rank"].shape == (3, 256) and checked.attrs["draws"] == DRAWS
     assert float(checked["p_value"].min()) > 1e-3
@@ -65,7 +65,7 @@ def test_a_replicate_that_cannot_be_simulated_is_left_out_and_told():
     found = simulation_based_calibration(
         Sometimes(), DESIGN, key=jax.random.key(1), replicates=96, method=METHOD, priors={"sd": 0.3}
     )
-    lost = found.attrs["failed"]
+    lost = json.loads(found.attrs["failed"])
     assert 0 < len(lost) < 20
     assert np.isnan(found["rank"].values[:, lost]).all()
     assert np.isfinite(np.delete(found["rank"].values, lost, axis=1)).all()
