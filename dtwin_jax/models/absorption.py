@@ -60,7 +60,7 @@ def spread(signal: Any, duration: Any) -> Any:
         return jnp.where(own > 0, own, jnp.broadcast_to(duration, jnp.shape(own)))
 
     doses = eqx.tree_at(lambda s: s.duration, signal, longer(signal.duration))
-    if getattr(doses, "rules", None) is None:
+    if doses.rules is None:
         return doses
     return eqx.tree_at(lambda s: s.rules.restarts.duration, doses, replace_fn=longer)
 

@@ -3,13 +3,19 @@
 from dataclasses import replace
 from decimal import Decimal, getcontext
 
+import jax
 import kinetics
+import numpy as np
 import pytest
 
+from dtwin_jax.core.rules import DURATION, STEADY, Restarts, Rules
+from dtwin_jax.core.signal import Doses
 from dtwin_jax.dynamics.check import check_model
+from dtwin_jax.dynamics.simulate import simulate
 from dtwin_jax.dynamics.solver import Solver
 from dtwin_jax.models import one_compartment, three_compartment, two_compartment
 from dtwin_jax.models.absorption import sequential, transit, zero_order
+from dtwin_jax.models.one_compartment import Inputs
 
 TIGHT = Solver(rtol=1e-11, atol=1e-11)
 BASES = {1: one_compartment, 2: two_compartment, 3: three_compartment}
@@ -142,6 +148,25 @@ def test_the_exact_path_equals_the_solver(kind, n):
     wanted = case(kind, n)
     stepped = kinetics.run(replace(model, flow=None, solver=TIGHT), [wanted], after=False)
     kinetics.assert_equal(stepped, wanted, 1e-7, side="before")
+
+
+@pytest.mark.parametrize("kind", ["zero_order", "transit"])
+def test_a_steady_state_is_that_of_sixty_doses(kind):
+    """Doses of a steady state are absorbed as all others are."""
+    model, one, times = ABSORPTIONS[kind](one_compartment), np.ones(1), np.array([0.5, 1.0, 3.0, 8.0, 12.0])
+    always = Restarts(
+        *(0 * one, np.array([STEADY]), 100 * one, 0 * one, np.array([DURATION])),
+        *(12 * one, 0 * one, np.inf * one),
+    )
+    steady = Doses([0.0], [100.0], rules=Rules(np.array([DURATION]), np.inf * one, always))
+    starts = 12.0 * np.arange(60)
+
+    @jax.jit
+    def concentration(oral, times):
+        return simulate(model, model.params(), Inputs(oral=oral), times).output.concentration
+
+    wanted = concentration(Doses(starts, 100.0), starts[-1] + times)
+    np.testing.assert_allclose(concentration(steady, times), wanted, rtol=1e-10)
 
 
 def test_three_compartments_hold_every_tabled_case(shared):
