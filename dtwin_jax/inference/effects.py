@@ -26,8 +26,8 @@ class Effects:
     """How the vector of a population's estimated numbers is laid out; all of them unbounded.
 
     First the typical value of each estimated parameter, then coefficients of covariates, then the lower
-    triangle of the root of the random effects' covariance with the logs of its diagonal: of a population
-    without `correlation` the diagonal alone. Last the logs of the standard deviations between occasions.
+    triangle of the root of the random effects' covariance, where effects are correlated, with the logs of its
+    diagonal. Last the logs of the standard deviations between occasions.
 
     Random effects are those between patients, then those of each occasion.
 
@@ -74,8 +74,8 @@ class Effects:
 
     @property
     def correlated(self) -> bool:
-        """Whether the covariance of the random effects is full."""
-        return self.population.correlation is not None
+        """Whether any of the random effects are correlated."""
+        return bool(self.population.together)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -126,7 +126,10 @@ class Effects:
         variance = np.maximum(np.diag(covariance), floor)
         if self.correlated:
             raised = np.sqrt(variance[:first] / np.maximum(np.diag(own), 1e-300))
-            root = np.linalg.cholesky(own * np.outer(raised, raised) + np.diag(1e-12 * variance[:first]))
+            kept = np.zeros_like(own)
+            kept[rows, columns] = kept[columns, rows] = 1.0
+            own = kept * own * np.outer(raised, raised)
+            root = np.linalg.cholesky(own + np.diag(1e-12 * variance[:first]))
         else:
             root = np.diag(np.sqrt(variance[:first]))
         entries = np.where(rows == columns, np.log(np.abs(np.diag(root)))[rows], root[rows, columns])
@@ -167,9 +170,9 @@ class Effects:
         found |= {f"omega_{name}": sd[i] for i, name in enumerate(self.varying)}
         if self.correlated:
             found |= {
-                f"corr_{a}_{b}": covariance[i, j] / (sd[i] * sd[j])
-                for i, a in enumerate(self.varying)
-                for j, b in enumerate(self.varying[:i])
+                f"corr_{self.varying[i]}_{self.varying[j]}": covariance[i, j] / (sd[i] * sd[j])
+                for i, j in zip(*self._triangle(), strict=True)
+                if i != j
             }
         return found | {f"gamma_{name}": self._gamma(psi)[i] for i, name in enumerate(self.between)}
 
@@ -214,8 +217,15 @@ class Effects:
         return [(one, one.coefficient) for one in each if isinstance(one.coefficient, Prior)]
 
     def _triangle(self) -> tuple[np.ndarray, np.ndarray]:
-        count = len(self.varying)
-        return np.tril_indices(count) if self.correlated else (np.arange(count), np.arange(count))
+        block = {i: k for k, places in enumerate(self.population.together) for i in places}
+        pairs = [
+            (i, j)
+            for i in range(len(self.varying))
+            for j in range(i + 1)
+            if i == j or block.get(i, -1) == block.get(j, -2)
+        ]
+        rows, columns = np.asarray(pairs, int).T
+        return rows, columns
 
 
 def log_normal_density(root: Any, eta: Any) -> Any:

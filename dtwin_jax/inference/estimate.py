@@ -47,7 +47,7 @@ def estimate(  # noqa: PLR0913
     coefficients that have one, and the standard deviations between patients and between occasions.
 
     Args:
-        population: what varies; with a `correlation`, whatever it is, the covariance is full.
+        population: what varies; with a `correlation`, whatever it is, the covariance of its `blocks` is full.
         cohort: the patients.
         by: "fo", "foce", "focei" or "laplace"; "quadrature", adaptive, of Gauss and Hermite; "importance",
             sampled about the peaks from a t distribution, by the same draws at every step of the search;
@@ -159,7 +159,9 @@ def _finished(problem: Objective, cohort: Cohort, psi: np.ndarray, message: str)
     curvature = problem.curvature(psi)
     # What a step of Newton's would still gain, of -2 log likelihood.
     gain = float(slope @ inverse_of_peak(curvature) @ slope) / 4.0
-    near = gain < _GAIN if marginal.by == "saem" else bool(np.max(np.abs(slope)) < FLAT)
+    near = bool(np.max(np.abs(slope)) < FLAT)
+    if marginal.by == "saem":
+        near, message = gain < _GAIN, f"{message}, after which a step of Newton's would gain {gain:.2g}"
     told = {name: float(value) for name, value in effects.told(jnp.asarray(psi)).items()}
     moved = jax.jacfwd(effects.told)(jnp.asarray(psi))
     error = np.sqrt(np.diag(inverse_of_peak(curvature)))

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dtwin_jax.core.predictor import Predictor
 from dtwin_jax.core.prior import Prior, halfnormal
@@ -17,6 +18,8 @@ from dtwin_jax.inference.devices import Spread, spread_log_likelihood
 from dtwin_jax.inference.occasions import Occasions
 
 DEFAULT_OMEGA = halfnormal(0.5)
+# Sites of the roots of correlations, block by block.
+_FACTORS = ("correlation factor", *(f"correlation factor {k}" for k in range(2, 10)))
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class Population:
         covariates: effects of what is known of a patient.
         correlation: concentration of an LKJ prior over the correlations of the random effects; None for
             independent effects.
+        blocks: groups of names whose effects are correlated with each other, and with no others; by default,
+            with a `correlation`, all are.
         occasions: what varies between occasions of a patient besides.
         centred: whether random effects are sampled around the typical value (better where a patient's data
             alone pin the parameters down) or scaled from a standard normal (better for sparse data). None
@@ -44,6 +49,7 @@ class Population:
     covariates: tuple[Covariate, ...] = ()
     correlation: float | None = None
     centred: bool | None = None
+    blocks: tuple[tuple[str, ...], ...] = ()
     occasions: Occasions | None = None
 
     def __post_init__(self):
@@ -52,10 +58,12 @@ class Population:
         check_names(self.predictor.name, "parameter", vary, known)
         for covariate in self.covariates:
             check_names("vary", "parameter", [covariate.parameter], vary)
+        _check_blocks(self.blocks, self.correlation, vary)
         if self.occasions is not None:
             check_names("vary", "parameter", self.occasions.names, vary)
         object.__setattr__(self, "vary", tuple(vary.items()))
         object.__setattr__(self, "covariates", tuple(self.covariates))
+        object.__setattr__(self, "blocks", tuple(tuple(block) for block in self.blocks))
 
     @property
     def name(self) -> str:
@@ -68,6 +76,14 @@ class Population:
         return tuple(name for name, _ in self.vary)
 
     @property
+    def together(self) -> tuple[tuple[int, ...], ...]:
+        """Places of the effects that are correlated, block by block, in order."""
+        if self.correlation is None:
+            return ()
+        blocks = self.blocks or (self.varying,)
+        return tuple(tuple(sorted(self.varying.index(name) for name in block)) for block in blocks)
+
+    @property
     def changing(self) -> tuple[tuple[str, str], ...]:
         """Names of parameters in each occasion, and of the parameter."""
         return () if self.occasions is None else self.occasions.columns
@@ -76,6 +92,16 @@ class Population:
     def solved(self) -> Predictor:
         """The predictor of a patient with all occasions."""
         return self.predictor if self.occasions is None else self.occasions.of(self.predictor)
+
+
+def _check_blocks(blocks: Any, correlation: float | None, vary: Any) -> None:
+    if blocks and correlation is None:
+        raise ValueError("blocks: effects are correlated only with a correlation, such as 1.0")
+    names = [name for block in blocks for name in block]
+    check_names("vary", "parameter", names, vary)
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"blocks: {name!r} is in more than one place")
 
 
 def _pairs(vary: Any) -> Iterable[tuple[str, Prior]]:
@@ -96,8 +122,8 @@ class PopulationDensity:
     latent: ClassVar[tuple[str, ...]] = (
         "random effects",
         "standard effects",
-        "correlation factor",
         "occasion effects",
+        *_FACTORS,
     )
     climb: ClassVar[int] = 100
 
@@ -222,15 +248,25 @@ class PopulationDensity:
         z: Any = numpyro.sample("occasion effects", _standard((count, len(columns))))
         return {each: unbounded[name] + scales[name] * z[:, i] for i, (each, name) in enumerate(columns)}
 
+    def factors(self, correlation: Any) -> dict[str, Any]:
+        """The sampler's own sites of a correlation (..., effect, effect)."""
+        return {
+            site: jnp.linalg.cholesky(correlation[..., np.asarray(block)[:, None], np.asarray(block)])
+            for site, block in zip(_FACTORS, self.population.together, strict=False)
+        }
+
     def _correlated(self, mean: Any, scale: Any) -> Any:
         """Individual parameters on their unbounded scales, (patient, effect)."""
         import numpyro
         import numpyro.distributions as dist
 
         population = self.population
-        factor: Any = numpyro.sample(
-            "correlation factor", dist.LKJCholesky(scale.shape[0], concentration=population.correlation)
-        )
+        factor = jnp.eye(scale.shape[0])
+        for site, block in zip(_FACTORS, population.together, strict=False):
+            part: Any = numpyro.sample(
+                site, dist.LKJCholesky(len(block), concentration=population.correlation)
+            )
+            factor = factor.at[np.ix_(block, block)].set(part)
         numpyro.deterministic("correlation", factor @ factor.T)
         root = scale[:, None] * factor
         if population.centred:

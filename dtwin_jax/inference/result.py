@@ -269,6 +269,7 @@ def _population_as_dict(f: Population) -> dict[str, Any]:
         "covariates": [covariate.as_dict() for covariate in f.covariates],
         "correlation": f.correlation,
         "centred": f.centred,
+        "blocks": f.blocks,
         "occasions": None if f.occasions is None else f.occasions.as_dict(),
     }
 
@@ -279,7 +280,9 @@ def _population_from_dict(predictor: Any, data: dict[str, Any]) -> Population:
     given = data["occasions"]
     gamma = {} if given is None else {name: prior_from_dict(prior) for name, prior in given["vary"].items()}
     occasions = None if given is None else Occasions(given["count"], gamma)
-    return Population(predictor, vary, covariates, data["correlation"], data["centred"], occasions)
+    blocks = tuple(tuple(block) for block in data["blocks"])
+    how = (data["correlation"], data["centred"], blocks, occasions)
+    return Population(predictor, vary, covariates, *how)
 
 
 def save(tree: Any, path: str | Path) -> Path:

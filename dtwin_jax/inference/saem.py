@@ -21,6 +21,7 @@ import numpy as np
 from dtwin_jax.core.record import Record
 from dtwin_jax.inference.density import standard_promotion
 from dtwin_jax.inference.effects import Effects, log_normal_density
+from dtwin_jax.inference.marginal import Marginal
 from dtwin_jax.inference.posteriors import information_of, measured
 
 # Draws of all patients together, at least: of few patients several chains run side by side.
@@ -28,8 +29,9 @@ _DRAWS = 100
 # The share of iterations in which the latest draws count alone; in the first half of these variances shrink
 # by no more than a twentieth each.
 _EXPLORING, _COOLING = 0.6, 0.95
-# Rounds of Metropolis steps, the acceptance that they aim at, and how fast they learn how far to step.
-_ROUNDS, _ACCEPTED, _LEARNING = 2, 0.4, 0.2
+# Metropolis steps of all effects together, the acceptance that steps aim at, and how fast they learn how far
+# to go.
+_TOGETHER, _ACCEPTED, _LEARNING = 2, 0.4, 0.2
 # A shared number moves no further in one iteration.
 _LONGEST = 0.5
 
@@ -91,15 +93,18 @@ def approximated(
     chains = -(-_DRAWS // patients)
     rows = jax.tree.map(lambda leaf: jnp.tile(leaf, (chains,) + (1,) * (jnp.ndim(leaf) - 1)), record)
     at = np.asarray(_middle(effects, psi, rows))
-    scale = np.ones_like(at)
+    scale = np.ones((at.shape[0], at.shape[1] + 1))
+    about = at[:patients]
     exploring = int(_EXPLORING * iterations)
     moments = None
     for k, each in enumerate(jax.random.split(key, iterations)):
-        at, scale, first, second, score, information = _iterated(effects, base, rows, psi, at, scale, each)
+        drawn = _iterated(effects, base, rows, psi, at, scale, about, each)
+        at, scale, first, second, score, information = drawn
         first = np.asarray(first).reshape(chains, patients, -1).mean(axis=0)
         new = _Moments(first, np.asarray(second) / chains, np.asarray(information) / chains)
         gain = 1.0 if k < exploring else 1.0 / (k - exploring + 1.0)
         moments = new if moments is None else moments.moved(new, gain)
+        about = moments.first
         slowest = _COOLING if k < exploring // 2 else 0.0
         psi = _maximised(parts, record, psi, moments, slowest)
         psi = _shared(parts, psi, np.asarray(score) / chains, moments.information, gain)
@@ -159,8 +164,21 @@ def _sloped(effects: Effects, psi: Any, record: Record) -> tuple[Any, Any]:
 
 @functools.partial(jax.jit, static_argnames=("effects",))
 @standard_promotion
-def _iterated(effects: Effects, base: Any, record: Record, psi: Any, at: Any, scale: Any, key: Any) -> tuple:
-    """Draws moved on, how far their steps are, and what is averaged of them."""
+def _iterated(
+    effects: Effects, base: Any, record: Record, psi: Any, at: Any, scale: Any, about: Any, key: Any
+) -> tuple:
+    """Draws moved on, how far their steps are, and what is averaged of them.
+
+    Args:
+        effects: of the population.
+        base: known parameters.
+        record: of the patients, once for each chain, (row,).
+        psi: the present numbers.
+        at: (row, effect) individual parameters.
+        scale: (row, effect + 1) lengths of the steps of each effect, and of all together.
+        about: (patient, effect) where steps of all effects together take their shape from.
+        key: random key.
+    """
     middle, root = _middle(effects, psi, record), effects.root(psi)
     centres, count = effects.centres(psi, record), at.shape[1]
 
@@ -181,12 +199,14 @@ def _iterated(effects: Effects, base: Any, record: Record, psi: Any, at: Any, sc
         return accepted(state, eta, likelihood - state[1], likelihood, choose)[0]
 
     def along(state: tuple, way: tuple) -> tuple:
-        """One effect moved, by steps of which two in five should be taken."""
+        """One effect moved, or all together, by steps of which two in five should be taken."""
         (eta, likelihood), scale = state
         i, key = way
         draw, choose = jax.random.split(key)
-        size = scale[:, i] * jnp.sqrt(jnp.sum(root[i] ** 2))
-        new = eta.at[:, i].add(size * jax.random.normal(draw, size.shape))
+        z = jax.random.normal(draw, eta.shape)
+        alone = z * jnp.sqrt(jnp.sum(root**2, axis=1)) * (jnp.arange(count) == i)
+        move = jnp.where(i < count, alone, jnp.einsum("rij,rj->ri", shape, z))
+        new = eta + scale[:, i, None] * move
         found = fit(new)
         ratio = found + log_normal_density(root, new) - likelihood - log_normal_density(root, eta)
         kept, taken = accepted((eta, likelihood), new, ratio, found, choose)
@@ -195,12 +215,25 @@ def _iterated(effects: Effects, base: Any, record: Record, psi: Any, at: Any, sc
 
     first, second = jax.random.split(key)
     eta = at - middle
+    shape = _shape(effects, base, record, psi, about)
     state = anew((eta, fit(eta)), first)
-    ways = jnp.tile(jnp.arange(count), _ROUNDS)
+    ways = jnp.minimum(jnp.arange(count + _TOGETHER), count)
     (state, scale), _ = jax.lax.scan(along, (state, scale), (ways, jax.random.split(second, len(ways))))
     at = state[0] + middle
     score, information = _score(effects, base, record, centres + effects.spread(state[0]))
     return at, scale, at, at.T @ at, score, information
+
+
+def _shape(effects: Effects, base: Any, record: Record, psi: Any, about: Any) -> Any:
+    """Roots of the covariances that a patient's effects have about a point, (row, effect, effect)."""
+    own = jax.tree.map(lambda leaf: leaf[: len(about)], record)
+    eta = about - _middle(effects, psi, own)
+    curvature = Marginal(effects, "laplace").joint(base, own, psi, eta)[2]
+    half = jnp.linalg.cholesky(curvature)
+    inverse = jax.vmap(lambda half: jax.scipy.linalg.solve_triangular(half.T, jnp.eye(len(half))))(half)
+    usable = jnp.all(jnp.isfinite(inverse), axis=(1, 2), keepdims=True)
+    inverse = jnp.where(usable, inverse, effects.root(psi)[None])
+    return jnp.tile(inverse, (record.t0.shape[0] // len(about), 1, 1))
 
 
 def _score(effects: Effects, base: Any, record: Record, u: Any) -> tuple[Any, Any]:

@@ -52,7 +52,7 @@ def forecast_new(f: Any, tree: Any, planned: Record, *, key: Any, samples: int =
     values, count = sampled(tree, samples)
     shared = {name: jnp.asarray(value) for name, value in values.items() if name not in density.individual}
     if "correlation" in shared:
-        shared["correlation factor"] = jnp.linalg.cholesky(shared.pop("correlation"))
+        shared |= density.factors(shared.pop("correlation"))
     key, key_effects = jax.random.split(key)
     keys = jax.random.split(key_effects, count)
     record = jax.tree.map(jnp.asarray, planned)

@@ -169,8 +169,9 @@ def test_joint_density_for_the_sampler_is_the_product_of_its_parts(patients):
 
 
 def test_population_is_told_as_plain_data_and_back():
-    told = json.loads(json.dumps(_population_as_dict(POPULATION)))
-    assert _population_from_dict(Plain(), told) == POPULATION
+    for population in (POPULATION, replace(POPULATION, correlation=1.0, blocks=(("level",),))):
+        told = json.loads(json.dumps(_population_as_dict(population)))
+        assert _population_from_dict(Plain(), told) == population
 
 
 @pytest.mark.filterwarnings("ignore::dtwin_jax.inference.diagnostics.CalibrationWarning")

@@ -100,6 +100,44 @@ def test_joint_density_of_correlated_effects_is_the_same_centred_or_not(centred)
     assert found == pytest.approx(log_density_by_hand() + effects + lkj, abs=1e-10)
 
 
+def test_joint_density_where_some_effects_are_correlated_is_that_of_blocks():
+    rho, scatter = -0.4, np.array([0.8, 0.25, 0.3])
+    theta = np.concatenate([THETA, np.array([[-1.1], [-0.7], [-0.9]])], axis=1)
+    centre = np.array([LEVEL, np.log(SLOPE), np.log(SD)])
+    covariance = np.diag(scatter**2)
+    covariance[0, 2] = covariance[2, 0] = rho * scatter[0] * scatter[2]
+    root = np.linalg.cholesky(covariance)
+    z = {"level_pop": LEVEL, "slope_pop": np.log(SLOPE), "sd_pop": np.log(SD)}
+    z |= {f"omega_{name}": np.log(s) for name, s in zip(("level", "slope", "sd"), scatter, strict=True)}
+    z |= {"correlation factor": np.array([np.arctanh(rho)])}
+    z |= {"standard effects": np.linalg.solve(root, (theta - centre).T).T}
+    population = Population(
+        line, OMEGA | {"sd": halfnormal(0.5)}, correlation=2.5, centred=False, blocks=(("level", "sd"),)
+    )
+    found = -energy(population, z) - len(theta) * np.log(np.linalg.det(root))
+    expected = theta[:, :1] + np.exp(theta[:, 1:2]) * TIME
+    truth = (
+        stats.norm.logpdf(LEVEL, 1.0, 2.0)
+        + stats.norm.logpdf(np.log(SLOPE), np.log(0.5), 0.8)
+        + stats.norm.logpdf(np.log(SD), np.log(0.3), 0.5)
+        + np.sum(stats.halfnorm.logpdf(scatter, scale=[0.7, 0.4, 0.5]) + np.log(scatter))
+        + stats.beta.logpdf((rho + 1) / 2, 2.5, 2.5)
+        + np.log((1 - rho**2) / 2)
+        + np.sum(stats.multivariate_normal.logpdf(theta, centre, covariance))
+        + np.sum(stats.norm.logpdf(VALUES, expected, np.exp(theta[:, 2:])))
+    )
+    assert found == pytest.approx(truth, abs=1e-10)
+
+
+def test_blocks_that_make_no_sense_are_refused():
+    with pytest.raises(ValueError, match="effects are correlated only with a correlation"):
+        Population(line, OMEGA, blocks=(("level", "slope"),))
+    with pytest.raises(ValueError, match="'level' is in more than one place"):
+        Population(line, OMEGA, correlation=1.0, blocks=(("level", "slope"), ("level",)))
+    with pytest.raises(ValueError, match="no parameter 'sd'"):
+        Population(line, OMEGA, correlation=1.0, blocks=(("level", "sd"),))
+
+
 @pytest.fixture(scope="module")
 def drawn():
     population = Population(line, OMEGA, correlation=2.5)
@@ -229,7 +267,9 @@ def test_covariate_is_told_as_plain_data_and_back(form):
 
 def test_form_that_no_module_has_is_named_when_it_is_read_back():
     covariate = Covariate("slope", "weight", "kg", 70.0, 0.5, lambda b, x, reference: b * x)
-    with pytest.raises(ValueError, match="covariate .weight.: cannot import its form .test_population:.*lambda"):
+    with pytest.raises(
+        ValueError, match=r"covariate .weight.: cannot import its form .test_population:.*lambda"
+    ):
         covariate_from_dict(covariate.as_dict())
 
 
