@@ -124,8 +124,3 @@ def relative_fat_free_mass(body: Body) -> Scalar:
         cm=body.cm,
     )
     return fat_free_mass(body) / fat_free_mass(reference)
-
-
-def saturation(x: Scalar, half: float, steepness: float) -> Scalar:
-    """`x^g / (x^g + half^g)` of a positive x."""
-    return 1 / (1 + (half / x) ** steepness)

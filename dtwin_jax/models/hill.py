@@ -1,4 +1,4 @@
-"""Hill's curve: the share of a receptor that a drug takes, or of its greatest effect."""
+"""Hill's curve: the share of a greatest effect, of a receptor that is taken, of a process that is mature."""
 
 from typing import Any
 

@@ -44,8 +44,8 @@ from dtwin_jax.models.effect_site import (
     Site,
     lean_body_mass,
     relative_fat_free_mass,
-    saturation,
 )
+from dtwin_jax.models.hill import hill
 
 _SCHNIDER = "Schnider 1998"
 _MARSH = "Marsh 1991; prior: weakly informative, chosen here"
@@ -188,8 +188,8 @@ def eleveld(p: Eleveld, body: Body) -> Kinetics:
     size = body.weight / (70.0 * body.kg)
     # Weeks since conception, at 52 weeks a year.
     weeks, weeks_reference = body.age / body.year * 52.0 + 40.0, jnp.asarray(35.0 * 52.0 + 40.0)
-    mature = saturation(weeks, 42.3, 9.06) / saturation(weeks_reference, 42.3, 9.06)
-    slow, slow_reference = saturation(weeks, 68.27679787, 1.0), saturation(weeks_reference, 68.27679787, 1.0)
+    mature = hill(weeks, 42.3, 9.06) / hill(weeks_reference, 42.3, 9.06)
+    slow, slow_reference = hill(weeks, 68.27679787, 1.0), hill(weeks_reference, 68.27679787, 1.0)
     V2 = p.V2 * size * jnp.exp(p.V2_age * (body.age - reference))
     V3 = p.V3 * relative_fat_free_mass(body) * jnp.exp(p.opiates * p.V3_age * body.age)
     sex = body.male + (1 - body.male) * p.CL_woman

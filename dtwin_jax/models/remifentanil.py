@@ -40,8 +40,8 @@ from dtwin_jax.models.effect_site import (
     Site,
     lean_body_mass,
     relative_fat_free_mass,
-    saturation,
 )
+from dtwin_jax.models.hill import hill
 
 _MINTO = "Minto 1997"
 _MINTO_CV = "between-subject CV, as in python-anesthesia-simulator"
@@ -146,8 +146,8 @@ def eleveld(p: Eleveld, body: Body) -> Kinetics:
     older = body.age - 35.0 * body.year
     heavier = body.weight - 70.0 * body.kg
     size, years = relative_fat_free_mass(body), body.age / body.year
-    mature = saturation(body.weight / body.kg, 2.88, 2.0) / saturation(jnp.asarray(70.0), 2.88, 2.0)
-    fertile = saturation(years, 12.0, 6.0) * (1 - saturation(years, 45.0, 6.0))
+    mature = hill(body.weight / body.kg, 2.88, 2.0) / hill(jnp.asarray(70.0), 2.88, 2.0)
+    fertile = hill(years, 12.0, 6.0) * (1 - hill(years, 45.0, 6.0))
     sex = 1 + (1 - body.male) * p.woman * fertile
     V2 = p.V2 * size * jnp.exp(p.V2_age * older) * sex**p.V2_woman
     V3 = p.V3 * size * jnp.exp(p.V3_age * older + p.V3_weight * heavier)
