@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 
@@ -48,6 +49,11 @@ def by_occasion(model: Any, names: tuple[str, ...], count: int) -> Any:
         event=during(model.event),
         dosing=_Dosing(model.dosing, at),
     )
+
+
+def changes(model: Any) -> bool:
+    """Whether parameters of the model change by occasion."""
+    return isinstance(model.dosing, _Dosing)
 
 
 @dataclass(frozen=True)
@@ -140,16 +146,26 @@ class _Dosing:
         for name, signal in vars(each[0]).items():
             many = [getattr(one, name) for one in each]
             given = getattr(u, name)
-            joined[name] = _joined(many, given, starts) if isinstance(signal, Doses) else many[0]
+            doses = isinstance(signal, Doses) and isinstance(given, Doses)
+            joined[name] = _joined(many, given, starts) if doses else many[0]
         return replace_fields(each[0], joined)
 
 
 def _joined(many: list[Any], given: Any, starts: Any) -> Any:
-    time = jnp.asarray(given.time if isinstance(given, AbstractSignal) else many[0].time, float)
-    index = jnp.sum(starts[None, :] <= time[:, None], axis=1)
+    """One signal of doses from those that it is in each occasion: doses and restarts as in their own."""
+    joined = _picked(many, given.time, starts)
+    if given.rules is None:
+        return joined
+    restarts = _picked([each.rules.restarts for each in many], given.rules.restarts.time, starts)
+    return eqx.tree_at(lambda signal: signal.rules.restarts, joined, restarts)
+
+
+def _picked(many: list[Any], time: Any, starts: Any) -> Any:
+    """Of trees with one row for each time, the rows of the tree of its occasion."""
+    index = jnp.sum(starts[None, :] <= jnp.asarray(time, float)[:, None], axis=1)
 
     def pick(*leaves: Any) -> Any:
-        if jnp.shape(leaves[0])[:1] != time.shape:
+        if jnp.shape(leaves[0]) != index.shape:
             return leaves[0]
         return jnp.take_along_axis(jnp.stack([jnp.asarray(leaf) for leaf in leaves]), index[None], axis=0)[0]
 

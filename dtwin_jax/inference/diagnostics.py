@@ -222,6 +222,8 @@ def _beliefs(tree: Any) -> dict[str, Prior]:
     scatter = {name: prior_from_dict(d) for name, d in population["vary"].items()}
     found = {f"{name}_pop" if name in scatter else name: prior for name, prior in priors.items()}
     found |= {f"omega_{name}": prior for name, prior in scatter.items()}
+    occasions = population.get("occasions") or {"vary": {}}
+    found |= {f"gamma_{name}": prior_from_dict(prior) for name, prior in occasions["vary"].items()}
     for covariate in population["covariates"]:
         if isinstance(covariate["coefficient"], dict):
             label = covariate["label"]

@@ -94,6 +94,8 @@ def live(f: Any, tree: Any, *, draws: int = 200) -> Live:
         tree: result of `calibrate`.
         draws: of the posterior, at most.
     """
+    if isinstance(f, Population) and f.occasions is not None:
+        raise ValueError("live: twins whose parameters change by occasion cannot be followed")
     density, base = density_from(f, tree)
     cohort = cohort_of(f, tree)
     values, _ = sampled(tree, draws)

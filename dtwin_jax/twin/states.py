@@ -76,7 +76,7 @@ def states_of(
     when = _times(ids, record, times)
     drawn, _ = sampled(tree, samples)
     theta = jnp.asarray(np.moveaxis(theta_of(density, drawn, len(ids)), 0, 1))
-    names = tuple(name for name, _ in density.priors)
+    names = density.names
     found = _over_draws(
         model, names, base, jax.tree.map(jnp.asarray, record), jnp.asarray(when), theta, smooth
     )

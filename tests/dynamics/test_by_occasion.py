@@ -13,6 +13,7 @@ import numpyro.distributions as dist
 import pytest
 
 from dtwin_jax.core.quantity import assign
+from dtwin_jax.core.rules import STEADY, Restarts, Rules
 from dtwin_jax.core.signal import Doses
 from dtwin_jax.dynamics.ensemble import simulate_cohort
 from dtwin_jax.dynamics.residual import combined
@@ -68,12 +69,33 @@ def test_a_cohort_is_solved_as_its_patients_are():
     model, p = changed()
     starts = jnp.asarray([24.0, 12.0, 40.0, 24.0])
     many = assign(jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, starts.shape), p), {"occasion_2": starts})
-    doses = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (4, *jnp.shape(leaf))), DOSES)
-    together = simulate_cohort(model, many, doses, TIME, in_axes=(0, 0, None))
+    together = simulate_cohort(model, many, DOSES, TIME, in_axes=(0, None, None))
     for i, start in enumerate(starts):
         alone = simulate(model, assign(p, {"occasion_2": start}), DOSES, TIME)
         found = together.output.concentration[i]
         np.testing.assert_allclose(found, alone.output.concentration, rtol=1e-10)
+
+
+def steady(times):
+    """Doses of 100 mg every 12 h that have always been given, begun anew at each of `times`."""
+    none, kind = np.zeros(len(times)), np.full(len(times), STEADY)
+    until = np.append(times[1:], np.inf)
+    again = Restarts(times, kind, none + 100.0, none, none.astype(int), none + 12.0, none, until)
+    rules = Rules(none.astype(int), np.full(len(times), np.inf), again)
+    return Inputs(oral=Doses(times, none + 100.0, rules=rules), iv=0.0)
+
+
+@pytest.mark.parametrize("start", [40.0, 48.0])
+def test_steady_state_is_that_of_the_occasion(start):
+    """The truth is the model without occasions: a steady state forgets all that was before."""
+    model, p = changed()
+    times, early = np.array([1.0, 10.0, 50.0, 60.0]), slice(0, 2)
+    found = simulate(model, assign(p, {"occasion_2": start}), steady(np.array([0.0, 48.0])), times)
+    for part, own, at in ((early, FIRST, [0.0]), (slice(2, 4), SECOND, [48.0])):
+        alone = simulate(
+            one_compartment, assign(one_compartment.params(), own), steady(np.array(at)), times[part]
+        )
+        np.testing.assert_allclose(found.output.concentration[part], alone.output.concentration, rtol=1e-10)
 
 
 def test_only_later_measurements_move_with_a_later_occasion():
