@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dtwin_jax.core.quantity import param
-from dtwin_jax.core.signal import delay, infuse, scale
+from dtwin_jax.core.signal import as_modelled, delay, scale
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.models import one_compartment
 from dtwin_jax.models.one_compartment import Inputs
@@ -152,7 +152,7 @@ class Params(Oral):
 
 def dosing(u, p):
     """What is given into the central compartment arrives late, and in part."""
-    return Inputs(oral=u.oral, iv=infuse(delay(scale(u.iv, p.F), p.lag), p.long))
+    return Inputs(oral=u.oral, iv=as_modelled(delay(scale(u.iv, p.F), p.lag), duration=p.long))
 
 
 def _oral_whole(function):

@@ -69,7 +69,7 @@ class Rules(eqx.Module):
 
     Attributes:
         held: (dose,) `DURATION`: bioavailability changes the rate of an infusion; `RATE`: its duration;
-            `MODELLED_RATE`, `MODELLED_DURATION`: as stated by the model, whose `dosing` calls `infuse`.
+            `MODELLED_RATE`, `MODELLED_DURATION`: as stated by the model, whose `dosing` calls `as_modelled`.
             Until it does, the duration of such a dose is NaN, and so is the state.
         until: (dose,) what has not entered the body by then never does; infinite where nothing ends it.
         restarts: resets and steady states.

@@ -207,17 +207,18 @@ def scale(signal: Any, factor: Any) -> Any:
     return signal * factor
 
 
-def infuse(signal: Any, duration: Any = None, *, rate: Any = None) -> Any:
-    """`signal` with every dose given over `duration`, or at `rate`; anything but doses is unchanged.
-
-    Of doses that a table gives with RATE -1 and -2 only these: `rate` is that of the first kind, `duration`
-    of the second.
-    """
+def infuse(signal: Any, duration: Any) -> Any:
+    """`signal` with every dose given over `duration`; anything but doses is unchanged."""
     if not isinstance(signal, Doses):
         return signal
-    if signal.rules is None:
-        over = signal.amount / rate if duration is None else duration
-        return eqx.tree_at(lambda s: s.duration, signal, jnp.broadcast_to(over, signal.time.shape))
+    doses = eqx.tree_at(lambda s: s.duration, signal, jnp.broadcast_to(duration, signal.time.shape))
+    return _with_durations(doses, lambda held, amount, _: jnp.broadcast_to(duration, jnp.shape(amount)))
+
+
+def as_modelled(signal: Any, *, duration: Any = None, rate: Any = None) -> Any:
+    """`signal` with what an event table leaves to the model: `rate` (RATE -1) and `duration` (RATE -2)."""
+    if not isinstance(signal, Doses):
+        return signal
 
     def stated(held: Any, amount: Any, before: Any) -> Any:
         return modelled(held, amount, before, over=duration, rate=rate)

@@ -50,7 +50,8 @@ def dosing(u: Inputs, p: Any) -> Inputs:
 def spread(signal: Any, duration: Any) -> Any:
     """Doses, of which those at once are given over `duration`, also those of a steady state.
 
-    Unlike `infuse` it does not ask what a table says of each: all that is swallowed is absorbed alike.
+    Unlike `infuse` it leaves what was given over a time of its own; all else that is swallowed is absorbed
+    alike, whatever a table says of its rate.
     """
     if not isinstance(signal, Doses):
         return signal

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import equinox as eqx
 import numpy as np
 
 from dtwin_jax.core.record import SEEN, Cohort, Record
@@ -39,7 +40,7 @@ def leave_last_out(cohort: Cohort, last: int) -> tuple[Cohort, Record]:
 
 
 def _masked(series: Any, mask: np.ndarray) -> Any:
-    return type(series)(series.time, series.value, mask=mask, censor=series.censor, after=series.after, limit=series.limit)
+    return eqx.tree_at(lambda one: one.mask, series, mask)
 
 
 def score(f: Any, tree: Any, held_out: Record, *, key: Any, samples: int = 1000) -> Any:

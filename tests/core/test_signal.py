@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dtwin_jax.core.signal import Doses, Sampled, Steps, delay, infuse, scale
+from dtwin_jax.core.rules import DURATION, MODELLED_DURATION, MODELLED_RATE, RATE, Rules, no_restarts
+from dtwin_jax.core.signal import Doses, Sampled, Steps, as_modelled, delay, infuse, scale
 
 sorted_times = st.lists(st.integers(0, 400), min_size=1, max_size=6, unique=True).map(
     lambda quarters: np.sort(np.array(quarters)) / 4.0
@@ -167,3 +168,17 @@ def test_one_amount_and_duration_serve_all_doses():
     doses = Doses([0.0, 12.0, 24.0], 100.0, 2.0)
     assert doses.amount.tolist() == [100.0, 100.0, 100.0]
     assert doses.duration.tolist() == [2.0, 2.0, 2.0]
+
+
+def test_all_doses_are_infused_or_only_those_that_a_table_leaves_to_the_model():
+    held = np.array([DURATION, RATE, MODELLED_RATE, MODELLED_DURATION])
+    rules = Rules(held, np.full(4, np.inf), no_restarts())
+    doses = Doses(np.arange(4.0), [6.0] * 4, [0.0, 2.0, np.nan, np.nan], rules=rules)
+    np.testing.assert_array_equal(infuse(doses, 5.0).duration, [5.0] * 4)
+    stated = as_modelled(doses, duration=5.0, rate=3.0)
+    np.testing.assert_array_equal(stated.duration, [0.0, 2.0, 2.0, 5.0])
+    # A rate that is stated stays, and with half of the amount the infusion is half as long.
+    np.testing.assert_array_equal(scale(stated, 0.5).duration, [0.0, 1.0, 1.0, 5.0])
+    np.testing.assert_array_equal(as_modelled(scale(doses, 0.5), rate=3.0).duration[:3], [0.0, 1.0, 1.0])
+    plain = Doses([0.0], [6.0])
+    assert as_modelled(plain, duration=5.0).duration == [0.0] and as_modelled(4.0, rate=1.0) == 4.0
