@@ -3,10 +3,11 @@
     python benchmarks/focei.py [--patients 1000] [--rounds 5]
 
 The study of `estimators.py`, larger: oral one-compartment kinetics, three random effects, seven samples.
-A look at the objective is the search for every patient's peak from where it was, then the value and its slope
-by seven numbers. Differences take a look without a slope for each number, one-sided, as NONMEM's default does.
-Plain Diffrax is our own objective over `jax.vmap` of an adaptive solve of each patient (Tsit5, 1e-6), without
-closed form. Every round moves the numbers, so that peaks are found anew. The process keeps to one core.
+A look at the objective is the search for every patient's peak from where it was, then the value and its
+slope by seven numbers. Differences take a look without a slope for each number, one-sided, as NONMEM's
+default does. Plain Diffrax is our own objective over `jax.vmap` of an adaptive solve of each patient (Tsit5,
+1e-6), without closed form. Every round moves the numbers, so that peaks are found anew. The process keeps to
+one core.
 """
 
 import argparse
