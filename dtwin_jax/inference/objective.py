@@ -72,9 +72,17 @@ class Objective:
     def find(self, psi: np.ndarray) -> None:
         """The peaks of the effects at `psi`, from where they were before."""
         self.psi = psi
-        places = climbed(self, np.arange(len(self.eta)), self.eta, close=_CLOSE, max_steps=_STEPS)
-        good = np.all(np.isfinite(places.u), axis=1)
-        self.eta, self.arrived = np.where(good[:, None], places.u, 0.0), places.arrived & good
+        rows = np.arange(len(self.eta))
+        best = climbed(self, rows, self.eta, close=_CLOSE, max_steps=_STEPS)
+        lost = np.flatnonzero(~best.arrived)
+        if len(lost):
+            # From effects of a wider scatter the way may have been too long: from none it is short.
+            again = climbed(self, lost, np.zeros_like(best.u[lost]), close=_CLOSE, max_steps=_STEPS)
+            better = again.arrived | (again.value > best.value[lost])
+            for old, new in zip(vars(best).values(), vars(again).values(), strict=True):
+                old[lost[better]] = new[better]
+        good = np.all(np.isfinite(best.u), axis=1)
+        self.eta, self.arrived = np.where(good[:, None], best.u, 0.0), best.arrived & good
 
     def slopes(self, owner: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, ...]:
         """As of `Posteriors`: of all patients together, of whom the others stay where they are."""

@@ -122,6 +122,9 @@ def test_more_starts_find_the_higher_peak():
     assert many.estimate["turn"] == pytest.approx(2.1038, abs=0.01)  # the root of turn^3 - 3 turn = 3
     assert len(many.ends) == 4 and many.objective < one.objective - 10.0
     assert many.objective == pytest.approx(min(many.ends), abs=1e-6)
+    # Every end is of one of the two peaks, whatever was looked at before.
+    low, high = one.objective, many.objective
+    assert all(min(abs(end - low), abs(end - high)) < 0.01 for end in many.ends)
 
 
 def test_more_starts_than_one_need_a_key():
