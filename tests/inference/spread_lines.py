@@ -22,7 +22,6 @@ from lines import TIME, Line, cohort, line
 from dtwin_jax import cli
 from dtwin_jax.core.prior import halfnormal, normal
 from dtwin_jax.core.record import Record, Series, stack
-from dtwin_jax.inference import density as densities
 from dtwin_jax.inference import nuts
 from dtwin_jax.inference.calibrate import calibrate
 from dtwin_jax.inference.density import standard_promotion
@@ -107,10 +106,7 @@ def compare(file: Path) -> None:
     correlated = Population(line, OMEGA, (WEIGHT,), correlation=2.0)
     cases = {"independent": (PEOPLE, COHORT), "correlated": (correlated, COHORT)}
     found: dict[str, Any] = {name: slopes(*case, mesh) for name, case in cases.items()}
-    # As with many parameters: on one device reverse mode, which none has over devices.
-    densities.FORWARD_LIMIT, limit = 0, densities.FORWARD_LIMIT
     found["solved by steps"] = slopes(*tumours(), mesh)
-    densities.FORWARD_LIMIT = limit
     found["collectives"] = collectives(mesh)
     tree = calibrated(mesh)
     found["draws"] = {name: value.values for name, value in tree["posterior"].data_vars.items()}

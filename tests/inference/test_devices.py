@@ -54,17 +54,14 @@ def alone():
     return calibrated()
 
 
-# A law that is integrated: reverse mode on one device, forward over two, each with steps of its own choice.
-@pytest.mark.parametrize(
-    ("case", "within"), [("independent", 1e-10), ("correlated", 1e-10), ("solved by steps", 1e-5)]
-)
-def test_density_and_gradient_over_two_devices_are_those_of_one(compared, case, within):
+@pytest.mark.parametrize("case", ["independent", "correlated", "solved by steps"])
+def test_density_and_gradient_over_two_devices_are_those_of_one(compared, case):
     names = [name for name in compared if name.startswith(f"{case}/one ")]
     assert len(names) > 4
     for name in names:
         one, many = compared[name], compared[name.replace("/one ", "/many ")]
         assert np.ptp(one) > 0
-        np.testing.assert_allclose(many, one, rtol=within, atol=within, err_msg=name)
+        np.testing.assert_allclose(many, one, rtol=1e-10, atol=1e-10, err_msg=name)
 
 
 def test_devices_tell_each_other_one_sum_and_nothing_else(compared):
