@@ -200,6 +200,7 @@ def check_record(f: Predictor, record: Record, patient: str = "") -> None:
     for name, value in record.known.items():
         if not np.all(np.isfinite(np.asarray(value))):
             raise ValueError(f"{where}known {name!r}: found {value}, expected a finite number")
+    _check_modelled(f, record, where)
     for name, signal in vars(record.inputs).items():
         if isinstance(signal, AbstractSignal):
             if np.any(np.asarray(getattr(signal, "duration", 0.0)) < 0):
@@ -210,6 +211,23 @@ def check_record(f: Predictor, record: Record, patient: str = "") -> None:
             _check_times(f"{where}input {name!r}", signal.time, start)
         if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(_stated(signal))):
             raise ValueError(f"{where}input {name!r}: a value is not finite")
+
+
+def _check_modelled(f: Predictor, record: Record, where: str) -> None:
+    """Refuse doses whose rate or duration a table leaves to a model that does not state it."""
+    rules = {
+        n: s.rules for n, s in vars(record.inputs).items() if isinstance(s, Doses) and s.rules is not None
+    }
+    if not any(np.any(np.asarray(rule.held) < 0) for rule in rules.values()):
+        return
+    dosing = getattr(f, "dosing", None)
+    acting = record.inputs if dosing is None else dosing(record.inputs, f.params())
+    for name in rules:
+        if not np.all(np.isfinite(np.asarray(getattr(acting, name).duration))):
+            raise ValueError(
+                f"{where}input {name!r}: a dose has RATE -1 or -2, and the model's dosing does not state its "
+                "rate or duration (as_modelled)"
+            )
 
 
 def _stated(signal: Any) -> Any:

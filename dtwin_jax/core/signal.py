@@ -103,13 +103,15 @@ class Doses(AbstractSignal):
         return self.time, amount
 
     def plain(self, who: str) -> tuple[Any, Any, Any]:
-        """Times, amounts and durations, for one who knows no rules.
+        """Times, amounts and durations, for one who knows no rules: a stated rate counts as its duration.
 
         Raises:
-            ValueError: there are resets or steady states.
+            ValueError: there are resets, steady states, or durations that are left to the model.
         """
         if self.rules is not None and np.shape(self.rules.restarts.time)[-1]:
             raise ValueError(f"{who} does not know resets and steady states, which these doses bring")
+        if isinstance(self.duration, np.ndarray) and np.isnan(self.duration).any():
+            raise ValueError(f"{who} does not know rates and durations that a table leaves to the model")
         return self.time, self.amount, self.duration
 
     def _stops(self) -> Any:

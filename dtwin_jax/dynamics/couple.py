@@ -349,7 +349,10 @@ def _restated(signal: Any, pace: float, scale: float, amount: float) -> Any:
         return signal * scale
     if isinstance(signal, Doses):
         time, given, duration = signal.plain("a composite model")
-        return Doses(time * pace, given * amount, duration * pace)
+        rules = signal.rules
+        if rules is not None:
+            rules = eqx.tree_at(lambda r: r.until, rules, rules.until * pace)
+        return Doses(time * pace, given * amount, duration * pace, rules=rules)
     restated: Any = signal
     return eqx.tree_at(lambda s: (s.time, s.value), restated, (restated.time * pace, restated.value * scale))
 

@@ -20,7 +20,7 @@ from dtwin_jax.dynamics.dosing import (
     piece_of,
 )
 from dtwin_jax.dynamics.solver import Outcome, Solver
-from dtwin_jax.dynamics.steady import restarted, with_restarts
+from dtwin_jax.dynamics.steady import lost_in, restarted, with_restarts
 from dtwin_jax.dynamics.vector import packing
 
 # Up to this many events, a solve stops at the events only and interpolates the wanted times, which costs
@@ -135,6 +135,9 @@ def _solve_by_flow(model: Any, p: Any, inputs: Any, pieces: Pieces, times: Any, 
     found = jax.vmap(lambda dt, x, u: model.flow(dt, x, u, p))(times - begin, x, acting)
     pack, _ = packing(jax.eval_shape(lambda: start))
     states = jax.vmap(pack)(found)
+    if pieces.restart is not None:
+        # Put in afterwards: 0 times a NaN on the way would enter the gradient of what patients share.
+        states = jnp.where(lost_in(pieces.restart)[index][:, None], jnp.nan, states)
     finite = jnp.all(jnp.isfinite(states))
     outcome = jnp.where(finite, int(Outcome.SOLVED), int(Outcome.NOT_FINITE))
     return Solution(states, acting, outcome, jnp.asarray(0))
@@ -171,8 +174,11 @@ def _solve_by_steps(
         saves = times if inside else times[:0]
         saved, end, code, taken = _solve_piece(terms(inputs, held, p), x, start, stop, saves, options)
         outcome = jnp.where(going, code, outcome)
+        reached = outcome == Outcome.SOLVED
         seen = jnp.where(going & jnp.isfinite(saved), saved, jnp.nan)
-        limits = jnp.where(going, x, jnp.nan), jnp.where(outcome == Outcome.SOLVED, end, jnp.nan)
+        limits = jnp.where(going, x, jnp.nan), jnp.where(reached, end, jnp.nan)
+        if restart is not None:
+            outcome = jnp.where(reached & restart[2], int(Outcome.NOT_FINITE), outcome)
         u = inputs_at(inputs, held, stop)
         following = pack(cross_event(model, stop, restarted(unpack(end), restart), u, amount, p))
         return (following, outcome, steps + taken), (seen, *limits)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -53,34 +54,39 @@ def with_restarts(model: Any, p: Any, inputs: Any, pieces: Pieces, moving: Movin
             restarts = signal.rules.restarts
             if restarts.time.shape[0]:
                 states = _states(model, p, _without_doses(inputs), name, restarts, moving)
-                rows.append((jnp.asarray(restarts.time), jnp.asarray(restarts.kind), states))
+                told = (restarts.time, restarts.kind, restarts.until)
+                rows.append((*(jnp.asarray(each) for each in told), *states))
     joined = lambda *each: jnp.concatenate(each)  # noqa: E731
-    time, kind, state = (jax.tree.map(joined, *part) for part in zip(*rows, strict=True))
+    time, kind, until, state, found = (jax.tree.map(joined, *part) for part in zip(*rows, strict=True))
     event = jnp.searchsorted(pieces.event, time)
-    clears = (kind == RESET) | (kind == STEADY)
-    # Of several at one moment, the last that clears the state is the first that counts; resets come first.
-    count = time.shape[0]
-    order = jnp.arange(count) + jnp.where(kind == RESET, 0, count)
-    later = (event[None] == event[:, None]) & (order[None] > order[:, None]) & clears[None]
-    counts = (kind != NOTHING) & ~jnp.any(later, axis=1)
+    # What a later row of the same moment clears counts for nothing.
+    counts = (kind != NOTHING) & (until > time)
+    clears = counts & ((kind == RESET) | (kind == STEADY))
     ends = pieces.bounds.shape[0] - 1
-    clear = jnp.zeros(ends, int).at[event].add(clears.astype(int)) > 0
+
+    def any_at(mask: Any) -> Any:
+        return jnp.zeros(ends, int).at[event].add(mask.astype(int)) > 0
 
     def placed(leaf: Any) -> Any:
         mask = counts.reshape(counts.shape + (1,) * (leaf.ndim - 1))
         return jnp.zeros((ends, *leaf.shape[1:]), leaf.dtype).at[event].add(jnp.where(mask, leaf, 0.0))
 
-    return eqx.tree_at(
-        lambda s: s.restart, pieces, (clear, jax.tree.map(placed, state)), is_leaf=lambda leaf: leaf is None
-    )
+    restart = any_at(clears), jax.tree.map(placed, state), any_at(counts & ~found)
+    return eqx.tree_at(lambda s: s.restart, pieces, restart, is_leaf=lambda leaf: leaf is None)
 
 
 def restarted(x: Any, restart: Any) -> Any:
     """The state as it is set anew at the end of a piece."""
     if restart is None:
         return x
-    clear, added = restart
+    clear, added, _ = restart
     return jax.tree.map(lambda leaf, more: jnp.where(clear, more, leaf + more), x, added)
+
+
+def lost_in(restart: Any) -> Any:
+    """(piece,) whether a steady state that was not found came before."""
+    *_, lost = restart
+    return jnp.concatenate([jnp.zeros(1, bool), jnp.cumsum(lost.astype(int))[:-1] > 0])
 
 
 def _without_doses(inputs: Any) -> Any:
@@ -88,17 +94,20 @@ def _without_doses(inputs: Any) -> Any:
     return replace_fields(inputs, none)
 
 
-def _states(model: Any, p: Any, inputs: Any, name: str, restarts: Restarts, moving: Moving) -> Any:
-    """The state that each restart of one input brings, (restart,) on every leaf."""
+def _states(
+    model: Any, p: Any, inputs: Any, name: str, restarts: Restarts, moving: Moving
+) -> tuple[Any, Any]:
+    """The state that each restart of one input brings, (restart,) on every leaf; and whether it was found."""
     start = jax.tree.map(lambda x: jnp.asarray(x, float), model.init(p))
     pack, unpack = packing(jax.eval_shape(lambda: start))
     interval = _Interval(model, name, pack, unpack, moving)
 
-    def one(row: Restarts) -> Any:
+    def one(row: Restarts) -> tuple[Any, Any]:
         held = {n: s(row.time) for n, s in vars(inputs).items() if isinstance(s, AbstractSignal)}
         u = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), replace_fields(inputs, held))
         args = p, u, row, pack(start)
-        return unpack(interval.before(args, _steady(interval, args)))
+        at, found = _steady(interval, args)
+        return unpack(interval.before(args, at)), found
 
     return jax.vmap(one)(restarts)
 
@@ -154,12 +163,13 @@ def _rate(row: Restarts) -> Any:
     return jnp.where(infused, row.amount / jnp.where(infused, row.duration, 1.0), 0.0)
 
 
-def _steady(interval: _Interval, args: Any) -> Any:
-    """The state before a dose, NaN where none was found."""
+def _steady(interval: _Interval, args: Any) -> tuple[Any, Any]:
+    """The state before a dose, and whether it was found: else it is the start, so that no NaN gets about."""
     model, (*_, row, start) = interval.model, jax.lax.stop_gradient(args)
     fixed = jax.lax.stop_gradient(args)
     # The search is differentiated by the state, by Newton, in forward mode.
-    forward = replace(interval, model=replace(model, solver=model.solver.differentiated("forward")))
+    solver = replace(model.solver, adjoint=diffrax.ForwardMode())
+    forward = replace(interval, model=replace(model, solver=solver))
     by_flow = model.flow is not None
     near, warm = (_BY_FLOW, 0) if by_flow else (_BY_SOLVER * model.solver.rtol, _WARM)
 
@@ -182,11 +192,14 @@ def _steady(interval: _Interval, args: Any) -> Any:
 
     nowhere = jnp.zeros((start.shape[0],) * 2, start.dtype)
     x, slope, far, _ = jax.lax.while_loop(going, step, (start, nowhere, jnp.asarray(jnp.inf), 0))
-    x = jax.lax.stop_gradient(jnp.where(far <= 0, x, jnp.nan))
-    slope = jax.lax.stop_gradient(slope)
+    found = far <= 0
+    x = jax.lax.stop_gradient(jnp.where(found, x, start))
+    slope = jax.lax.stop_gradient(jnp.where(found, slope, jnp.eye(start.shape[0])))
 
     # At the solution these two steps go nowhere, but move with the arguments: derivatives to second order.
     def moved(x: Any, _: None) -> Any:
         return x - jnp.linalg.solve(slope, interval.residual(args, x)), None
 
-    return jax.lax.scan(moved, x, length=2)[0]
+    x, _ = jax.lax.scan(moved, x, length=2)
+    finite = jnp.all(jnp.isfinite(x))
+    return jnp.where(found & finite, x, start), found & finite

@@ -216,6 +216,9 @@ def time_factor(columns: Columns, vocabulary: Vocabulary, role: str) -> float:
     """The number that takes a column of times to the model's unit."""
     unit = stated_unit(columns, vocabulary, role) or stated_unit(columns, vocabulary, "time")
     if "time" in columns.clocks or DATES & columns.texts.keys():
+        if unit not in ("", "h"):
+            what = f"times are clocks or have dates, which are hours, and a unit of {unit!r} is stated"
+            raise columns.source.error(column=columns.names.get("time", "time"), what=what)
         unit = "h"
     try:
         return factor(unit, vocabulary.time_unit) if unit else 1.0

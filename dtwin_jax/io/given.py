@@ -21,11 +21,13 @@ def given(columns: Columns, vocabulary: Vocabulary, event: np.ndarray) -> list[F
     rows = np.flatnonzero(dosed)
     target = _compartments(columns, vocabulary, rows)
     parts = _doses(columns, vocabulary, rows, target)
-    if not cleared.any() or not len(rows):
+    # A steady state that replaces the state clears it itself.
+    at = np.flatnonzero(cleared & ~(dosed & np.isin(columns.number("ss", 0.0), (1, 3))))
+    if not len(at):
         return parts
     # A reset is of the whole body: it is told of any input that is dosed.
-    at = np.flatnonzero(cleared)
-    return [facts_of(at, int(target[0]), np.zeros(len(at)), "evid", given=True, restart=RESET), *parts]
+    told = int(target[0]) if len(target) else vocabulary.of_kind(INPUT)[0]
+    return [facts_of(at, told, np.zeros(len(at)), "evid", given=True, restart=RESET), *parts]
 
 
 def _check(columns: Columns, dosed: np.ndarray) -> None:
@@ -35,7 +37,16 @@ def _check(columns: Columns, dosed: np.ndarray) -> None:
     amount, rate = columns.number("amt"), columns.number("rate", 0.0)
     steady, interval = columns.number("ss", 0.0), columns.number("ii", 0.0)
     more, long = columns.number("addl", 0.0), columns.number("dur", 0.0)
-    constant = dosed & (amount == 0) & (steady == 1) & (rate > 0)
+    constant = dosed & (amount == 0) & np.isin(steady, (1, 3)) & (rate > 0)
+    columns.refuse(
+        ~dosed & ~np.isnan(amount) & (amount != 0), "amt", "no amount where no dose is (EVID 1 or 4)"
+    )
+    columns.refuse(~dosed & (rate != 0), "rate", "no rate where no dose is (EVID 1 or 4)")
+    columns.refuse(
+        dosed & (amount == 0) & ((rate != 0) | (steady != 0)) & ~constant,
+        "amt",
+        "an amount: only a constant rate (SS 1, RATE above 0) has none",
+    )
     columns.refuse(dosed & ~(amount >= 0), "amt", "the amount of a dose, not negative")
     columns.refuse(
         dosed & (rate < 0) & ~np.isin(rate, (-1, -2)),
@@ -69,7 +80,7 @@ def _doses(columns: Columns, vocabulary: Vocabulary, rows: np.ndarray, target: n
     duration = np.where(rate > 0, amount / np.where(rate > 0, rate, 1.0), columns.number("dur", 0.0)[rows])
     duration = np.where(rate < 0, np.nan, duration)
     # A constant rate that ends now: nothing of it is given any more.
-    constant = (steady != 0) & (amount == 0)
+    constant = (steady != 0) & (amount == 0)  # as checked
     count = np.where(constant, 0, columns.number("addl", 0.0)[rows].astype(int) + 1)
     each = np.repeat(np.arange(len(rows)), count)
     number = np.arange(len(each)) - np.repeat(np.cumsum(count) - count, count)

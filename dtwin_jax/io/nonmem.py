@@ -9,6 +9,7 @@ time of a measurement is before it, as is an additional one.
 
 import re
 from datetime import date
+from typing import Any
 
 import numpy as np
 
@@ -43,6 +44,8 @@ FIXED: dict[str, Kind] = {
     "ss": "number",
 }
 
+# A longer number is a date without anything between its parts.
+_MOST_DAYS = 1e6
 _ORDER = {"date": "mdy", "dat1": "dmy", "dat2": "ymd", "dat3": "ydm"}
 
 
@@ -63,6 +66,9 @@ def read_events(source: Source, vocabulary: Vocabulary, carry: str = "forward") 
     _check_together(columns)
     resets = np.isin(event, (CLEARED, CLEARED_AND_DOSED))
     time = times(columns, vocabulary, resets=resets, days=_days(columns))
+    time = _in_order(
+        columns.patient, time, np.isin(event, (DOSED, CLEARED, CLEARED_AND_DOSED)), event == OBSERVED
+    )
     parts = [*given(columns, vocabulary, event), _observations(columns, vocabulary, event)]
     for role, target in layout.columns.items():
         _check_stated(columns, vocabulary, role, target)
@@ -84,6 +90,31 @@ def _events(columns: Columns) -> np.ndarray:
     measured = np.isin(event, (DOSED, CLEARED_AND_DOSED)) & (value != 0) & (missing == 0)
     columns.refuse(measured, "dv", "nothing, 0 or MDV 1 in a dose: a measurement has a row of its own")
     return event
+
+
+def _in_order(patient: np.ndarray, time: np.ndarray, happens: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Times in which what happens after a measurement, and that after something else, is a rounding later.
+
+    Of one moment, a measurement is before or after all that happens: a third thing needs one of its own.
+    """
+    new = (np.diff(patient, prepend=-1) != 0) | (np.diff(time, prepend=np.nan) != 0)
+    moment = np.cumsum(new) - 1
+    several = (np.bincount(moment, happens) > 1) & (np.bincount(moment, seen) > 0)
+    time = time.copy()
+    for number in np.flatnonzero(several):
+        late, began, measured = 0, False, False
+        for row in np.flatnonzero(moment == number):
+            if happens[row]:
+                late, began, measured = late + measured, True, False
+            elif seen[row]:
+                measured = began
+            time[row] += late * _ulps(time[row])
+    return time
+
+
+def _ulps(time: Any) -> Any:
+    """A few roundings of a time."""
+    return 8.0 * np.spacing(np.maximum(np.abs(time), 1e-3))
 
 
 def _days(columns: Columns) -> np.ndarray | None:
@@ -110,7 +141,7 @@ def _day(label: str, order: str) -> float | None:
     parts = re.findall(r"\d+", label)
     try:
         if len(parts) == 1:
-            return float(label)
+            return float(label) if float(label) < _MOST_DAYS else None
         named = dict(zip(order, map(int, parts), strict=True))
         # Two digits as NONMEM takes them by default: of this century up to 50.
         year = named["y"] + (0 if named["y"] > 99 else 1900 if named["y"] > 50 else 2000)
@@ -231,5 +262,6 @@ def _changes(columns: Columns, role: str, target: int, back: np.ndarray | None) 
     if back is not None:
         before = np.maximum(rows - 1, 0)
         same = (columns.patient[before] == columns.patient[rows]) & (rows > 0)
-        later = np.where(same, back[before] - back[rows], 0.0)
+        # Just after the row before, whose own measurement is made with its own value.
+        later = np.where(same, back[before] + _ulps(back[before]) - back[rows], 0.0)
     return facts_of(rows, target, value[rows], role, later=later)

@@ -13,6 +13,8 @@ from dtwin_jax.io.facts import Reading, stated_unit
 from dtwin_jax.io.names import INPUT, KNOWN, OUTPUT, Target, Vocabulary, amount_unit
 from dtwin_jax.io.rows import TableError
 
+# Times that differ by less, relative or in the model's unit, are one.
+_SAME = 1e-9
 AMOUNT, RATE, VALUE = "amount", "rate", "value"
 
 
@@ -41,10 +43,10 @@ def records(
     _check_constant(reading, vocabulary, value)
     _check_measured(reading, vocabulary)
     columns, facts = reading.columns, reading.facts
-    patient = columns.patient[facts.row]
-    order = np.lexsort((facts.restart == NOTHING, reading.when, facts.target, patient))
+    patient, when = columns.patient[facts.row], _when(reading)
+    order = np.lexsort((facts.restart == NOTHING, when, facts.target, patient))
     told = {
-        "time": reading.when,
+        "time": when,
         "value": value,
         "duration": facts.duration,
         "censor": facts.censor,
@@ -95,6 +97,22 @@ def _record(
     return Record(inputs, observations, known, first if t0 is None else t0)
 
 
+def _when(reading: Reading) -> np.ndarray:
+    """The time of every fact; an additional dose at the time of a row is at it, in spite of roundings."""
+    facts, when = reading.facts, reading.when
+    patient = reading.columns.patient
+    moved = facts.later > 0
+    for who in np.unique(patient[facts.row[moved]]):
+        at = np.flatnonzero(moved & (patient[facts.row] == who))
+        rows = np.unique(reading.time[(patient == who) & ~np.isnan(reading.time)])
+        place = np.clip(np.searchsorted(rows, when[at]), 1, max(len(rows) - 1, 1))
+        near = np.stack([rows[place - 1], rows[np.minimum(place, len(rows) - 1)]])
+        near = near[np.argmin(np.abs(near - when[at]), axis=0), np.arange(len(at))]
+        same = np.abs(near - when[at]) < _SAME * np.maximum(np.abs(near), 1.0)
+        when[at] = np.where(same, near, when[at])
+    return when
+
+
 def _clears(told: dict[str, np.ndarray]) -> np.ndarray:
     """Rows and times (2, n) at which nothing is left of what was given before."""
     at = np.isin(told["restart"], (RESET, STEADY))
@@ -125,7 +143,8 @@ def _doses(told: dict[str, np.ndarray], clears: np.ndarray) -> Doses:
         interval,
         np.zeros(len(again)),
         until[again],
-        overlap=max(1, int(np.ceil(share.max(initial=1.0)))),
+        # One more than is stated: bioavailability may make an infusion longer.
+        overlap=1 + int(np.ceil(share.max(initial=1.0))),
     )
     return Doses(*doses, rules=Rules(held[given], until[given], restarts))
 
@@ -252,7 +271,9 @@ def _check_one_kind(reading: Reading, vocabulary: Vocabulary, dose: np.ndarray) 
 
 def _check_twice(reading: Reading, vocabulary: Vocabulary) -> None:
     facts, columns = reading.facts, reading.columns
-    told = np.flatnonzero(~np.isin(facts.target, vocabulary.of_kind(KNOWN)))
+    # A reset may end an additional dose, and two resets are one.
+    stated = (facts.later == 0) & (facts.restart != RESET)
+    told = np.flatnonzero(~np.isin(facts.target, vocabulary.of_kind(KNOWN)) & stated)
     patient, target, time = (
         columns.patient[facts.row[told]],
         facts.target[told],

@@ -25,7 +25,7 @@ import numpy as np
 from dtwin_jax.core.predictor import central, check_cohort
 from dtwin_jax.core.quantity import check_names, replace_fields
 from dtwin_jax.core.record import Cohort, Record, Series
-from dtwin_jax.core.signal import Doses, scale
+from dtwin_jax.core.signal import Doses
 from dtwin_jax.dynamics.advance import advance, beginning, over_by
 from dtwin_jax.dynamics.filtering.gaussian import Gaussian
 from dtwin_jax.inference.density import standard_promotion, with_known
@@ -187,7 +187,7 @@ class _Seers:
         inputs = {name: _matched(ours.inputs, theirs.inputs, name, twins.named) for name in bodies.rates}
         # What is planned through controlled inputs is given to the patient, and known.
         planned = {
-            here: scale(signal, factor)
+            here: eqx.tree_at(lambda s: s.amount, signal, signal.amount * factor)
             for name, (here, factor) in inputs.items()
             if isinstance(signal := getattr(bodies.book.rest, name), Doses)
         }

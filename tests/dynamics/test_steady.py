@@ -211,7 +211,7 @@ def steady_boluses(interval, amount=100.0):
 
 def test_steady_state_of_saturable_kinetics_is_the_closed_form():
     """Over an interval T, Km ln(C1 / C0) + C1 - C0 = Vmax T, with C1 = C0 + dose."""
-    model, largest, half, dose = saturable(), 12.0, 30.0, 100.0
+    model, largest, half, dose = saturable().differentiated("reverse"), 12.0, 30.0, 100.0
     u = eqx.tree_at(lambda u: u.iv, drug.inputs(), steady_boluses(12.0, dose))
 
     def before(largest):
@@ -221,6 +221,52 @@ def test_steady_state_of_saturable_kinetics_is_the_closed_form():
     closed = lambda largest: dose / (jnp.exp((largest * 12.0 - dose) / half) - 1.0)  # noqa: E731
     np.testing.assert_allclose(jax.jit(before)(largest), closed(largest), rtol=1e-7)
     np.testing.assert_allclose(jax.jit(jax.grad(before))(largest), jax.grad(closed)(largest), rtol=1e-6)
+
+
+def predicted(tmp_path, rows):
+    """Concentrations of one patient's rows `TIME,CMT,AMT,EVID,II,SS,DV`, CL 1 L/h, V 20 L."""
+    path = tmp_path / "rows.csv"
+    path.write_text("ID,TIME,CMT,AMT,EVID,II,SS,DV\n" + "".join(f"1,{row}\n" for row in rows))
+    units = {"AMT": "mg", "DV": "mg/L"}
+    record = read_table(path, drug, inputs={"1": "oral", "2": "iv"}, units=units)["1"]
+    series, p = record.observations["concentration"], assign(drug.params(), {"CL": 1.0, "V": 20.0, "ka": 1.5})
+    return simulate(drug, p, record.inputs, series.time, after=series.after).output.concentration
+
+
+def test_a_measurement_stands_between_what_happens_before_and_after_it(tmp_path):
+    seen = "2,.,0,.,.,1"
+    found = predicted(
+        tmp_path, ["0,2,100,1,.,.,.", "48,2,.,3,.,.,.", f"48,{seen}", "48,2,100,1,.,.,.", f"48,{seen}"]
+    )
+    np.testing.assert_allclose(found, [0.0, 5.0], atol=1e-12)
+    # Time goes back at the reset, to that of the row before.
+    rows = ["0,2,100,1,.,.,.", "24,2,100,1,.,.,.", f"24,{seen}", "0,2,50,4,.,.,.", f"0,{seen}"]
+    np.testing.assert_allclose(predicted(tmp_path, rows), [5.0 * (1.0 + np.exp(-1.2)), 2.5], rtol=1e-12)
+
+
+def test_of_two_steady_states_of_a_moment_the_later_row_counts(tmp_path):
+    seen, oral = "1,.,0,.,.,1", "0,1,100,1,12,1,."
+    alone = predicted(tmp_path, [oral, f"1,{seen}"])
+    for first in ("0,2,50,1,12,1,.", "0,2,50,1,12,2,."):
+        np.testing.assert_allclose(predicted(tmp_path, [first, oral, f"1,{seen}"]), alone, rtol=1e-12)
+    both = predicted(tmp_path, [oral, "0,2,50,1,12,2,.", f"1,{seen}"])
+    iv = 2.5 * np.exp(-0.05) / -np.expm1(-0.6)
+    np.testing.assert_allclose(both, alone + iv, rtol=1e-12)
+
+
+def test_a_patient_without_a_steady_state_leaves_the_gradient_of_others_alone():
+    u = eqx.tree_at(lambda u: u.iv, drug.inputs(), steady_boluses(12.0))
+
+    def level(factor, clearance):
+        p = assign(drug.params(), {"CL": factor * clearance, "V": 20.0})
+        found = simulate(drug, p, u, jnp.array([9.0])).output.concentration[0]
+        return jnp.where(jnp.isfinite(found), found, 0.0)
+
+    # Nothing is eliminated of the second.
+    total = lambda factor, each: jnp.sum(jax.vmap(level, in_axes=(None, 0))(factor, each))  # noqa: E731
+    both, one = (jax.jit(jax.grad(total))(1.0, jnp.array(each)) for each in ([1.0, 0.0], [1.0]))
+    np.testing.assert_allclose(both, one, rtol=1e-12)
+    assert both < 0
 
 
 def test_what_has_no_steady_state_is_told():
@@ -239,7 +285,7 @@ def test_a_modelled_duration_that_no_model_states_is_told(read):
 
 def test_infusions_that_overlap_more_than_there_is_room_for_are_told(read):
     record = jax.tree.map(lambda leaf: leaf[0], read(("steady duration",)))
-    p = assign(drug.params(), {"CL": 1.1, "V": 20.0, "ka": 1.5, "long": 25.0})
+    p = assign(drug.params(), {"CL": 1.1, "V": 20.0, "ka": 1.5, "long": 49.0})
     assert np.isnan(simulate(drug, p, record.inputs, jnp.array([9.0])).output.concentration[0])
 
 

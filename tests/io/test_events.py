@@ -57,12 +57,12 @@ def test_a_steady_state_is_a_restart_and_a_dose(read):
     again = doses.rules.restarts
     np.testing.assert_array_equal(again.kind, [STEADY, ADDED])
     np.testing.assert_array_equal(again.interval, [24.0, 24.0])
-    assert np.all(np.isinf(doses.rules.until)) and again.overlap == 1
+    assert np.all(np.isinf(doses.rules.until)) and again.overlap == 2
 
 
 def test_room_is_made_for_infusions_that_overlap(read):
     doses = read(HEAD + "1,0,2,100,1,2,12,.,1,.\n" + SEEN)["1"].inputs.iv
-    assert doses.rules.restarts.overlap == 5  # 50 h, every 12
+    assert doses.rules.restarts.overlap == 6  # 50 h, every 12, and one
 
 
 def test_a_constant_rate_is_not_given_any_more(read):
@@ -114,7 +114,9 @@ def test_a_covariate_is_carried_on_or_back(read):
     )
     np.testing.assert_array_equal(on.value, [90.0, 60.0])
     np.testing.assert_array_equal(on.time, [0.0, 8.0])
-    np.testing.assert_array_equal(back.time, [0.0, 4.0])
+    # Just after the row before, whose measurement is made with its own value.
+    assert back.time[1] > 4.0 and back(4.0) == 90.0
+    np.testing.assert_allclose(back.time, [0.0, 4.0], rtol=1e-14)
     with pytest.raises(ValueError, match="carry is 'forward' or 'backward', found 'sideways'"):
         read(text, DRUG, carry="sideways", **options)
 
@@ -125,7 +127,39 @@ def test_patients_with_rules_and_without_lie_side_by_side(read):
     assert doses.rules.restarts.kind.shape == (2, 1) and doses.rules.until.shape == (2, 2)
 
 
+def test_an_additional_dose_meets_a_measurement_by_the_clock(read):
+    text = "ID,TIME,CMT,AMT,EVID,II,ADDL,DV\n1,8:20,1,100,1,12,1,.\n1,20:20,.,.,0,.,.,2\n"
+    record = read(text)["1"]
+    assert record.inputs.oral.time[1] == record.observations["concentration"].time[0]
+
+
+def test_a_reset_may_end_an_additional_dose_and_be_told_twice(read):
+    rows = "1,0,1,100,1,.,24,6,.,.\n1,24,.,.,3,.,.,.,.,.\n1,0,1,100,4,.,24,6,.,.\n"
+    record = read(HEAD + rows + "1,5,.,.,0,.,.,.,.,2\n")["1"]
+    assert np.sum(record.inputs.oral.impulses()[1] > 0) == 8  # one, and seven anew
+
+
 FAULTS = {
+    "amount in a reset": (
+        "1,0,1,100,3,.,.,.,.,.\n",
+        "line 2, column 'AMT', patient '1': found 100, expected no amount",
+    ),
+    "amount in no dose": (
+        "1,0,1,100,2,.,.,.,.,.\n",
+        "line 2, column 'AMT', patient '1': found 100, expected no amount",
+    ),
+    "rate of a measurement": (
+        "1,0,.,.,0,5,.,.,.,2\n",
+        "line 2, column 'RATE', patient '1': found 5, expected no rate",
+    ),
+    "rate of nothing": (
+        "1,0,1,0,1,5,.,.,.,.\n",
+        "line 2, column 'AMT', patient '1': found 0, expected an amount",
+    ),
+    "added constant rate": (
+        "1,0,1,0,1,5,12,.,2,.\n",
+        "line 2, column 'AMT', patient '1': found 0, expected an amount",
+    ),
     "dose without compartment": (
         "1,0,.,100,1,.,.,.,.,.\n",
         "line 2, column 'CMT', patient '1': found nothing",
@@ -201,7 +235,10 @@ def test_rules_are_kept_in_a_result(read):
     leaves = zip(jax.tree.leaves(again.record), jax.tree.leaves(cohort.record), strict=True)
     for found, expected in leaves:
         np.testing.assert_array_equal(found, expected)
-    check_cohort(one_compartment, again)
+    with pytest.raises(
+        ValueError, match="patient '1', input 'oral': a dose has RATE -1 or -2, and the model's"
+    ):
+        check_cohort(one_compartment, again)
 
 
 @pytest.mark.parametrize(
@@ -237,9 +274,17 @@ def test_a_clock_without_dates_is_in_hours(read):
             "column 'DATE', patient '1': found '2/30/2024', expected a number of days, or month,",
         ),
         ("soon", "8:00", "column 'DATE', patient '1': found 'soon'"),
+        ("20240131", "8:00", "column 'DATE', patient '1': found '20240131', expected a number of days"),
         ("3/1/2024", "8:75", "column 'TIME', patient '1': found '8:75'"),
     ],
 )
 def test_a_strange_date_or_clock_is_a_fault(read, day, time, said):
     text = f"ID,DATE,TIME,CMT,AMT,EVID,DV\n1,{day},{time},1,100,1,.\n1,3/2/2024,8:15,.,.,0,2\n"
     assert refusal(read, text).startswith(f"line 2, {said}")
+
+
+def test_a_clock_and_another_unit_are_a_fault(read):
+    text = "ID,TIME,CMT,AMT,EVID,DV\n1,8:30,1,100,1,.\n1,9:45,.,.,0,2\n"
+    assert refusal(read, text, units={"TIME": "d"}).startswith(
+        "column 'TIME': times are clocks or have dates"
+    )
