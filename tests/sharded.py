@@ -41,7 +41,8 @@ def calibrate(f, cohort, **settings):
         os.kill(os.getpid(), signal.SIGKILL)
     return sound(f, cohort, **settings)
 
-if "worker" in sys.modules["__main__"].__spec__.name:
+# Of a worker of pytest itself there is no spec.
+if "jobs.worker" in getattr(sys.modules["__main__"].__spec__, "name", ""):
     piece.calibrate = calibrate
 """
 
