@@ -156,7 +156,7 @@ def _unsimulated(fitted: Fitted, drawn: dict[str, np.ndarray]) -> np.ndarray:
         np.isfinite(drawn[name]).all(axis=0) | ~np.asarray(series.mask)
         for name, series in fitted.cohort.record.observations.items()
     ]
-    return np.any(~np.concatenate(whole, axis=1), axis=1)
+    return np.asarray(np.any(~np.concatenate(whole, axis=1), axis=1))
 
 
 def _named(fitted: Fitted, chosen: np.ndarray) -> str:
