@@ -79,11 +79,16 @@ class Rules(eqx.Module):
     until: Vector
     restarts: Restarts
 
+    @property
+    def set_anew(self) -> bool:
+        """Whether there are restarts; also of a cohort's rules."""
+        return np.shape(self.restarts.time)[-1] > 0
 
-def no_restarts(count: int = 0, time: float = 0.0) -> Restarts:
+
+def no_restarts(count: int = 0) -> Restarts:
     """Padding."""
     zero, none = np.zeros(count), np.zeros(count, int)
-    return Restarts(zero + time, none, zero, zero, none, zero, zero, np.full(count, np.inf), overlap=1)
+    return Restarts(zero, none, zero, zero, none, zero, zero, np.full(count, np.inf), overlap=1)
 
 
 def no_rules(count: int) -> Rules:

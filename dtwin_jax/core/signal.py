@@ -108,7 +108,7 @@ class Doses(AbstractSignal):
         Raises:
             ValueError: there are resets, steady states, or durations that are left to the model.
         """
-        if self.rules is not None and np.shape(self.rules.restarts.time)[-1]:
+        if self.rules is not None and self.rules.set_anew:
             raise ValueError(f"{who} does not know resets and steady states, which these doses bring")
         if isinstance(self.duration, np.ndarray) and np.isnan(self.duration).any():
             raise ValueError(f"{who} does not know rates and durations that a table leaves to the model")
@@ -179,6 +179,10 @@ class Sampled(AbstractSignal):
     def edges(self) -> Any:
         """None: the signal is continuous."""
         return jnp.zeros((0,))
+
+
+# By the names that results and plans keep.
+SIGNALS: dict[str, Any] = {"Doses": Doses, "Steps": Steps, "Sampled": Sampled}
 
 
 def delay(signal: Any, lag: Any) -> Any:

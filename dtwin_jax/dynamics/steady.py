@@ -12,7 +12,6 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dtwin_jax.core.quantity import replace_fields
 from dtwin_jax.core.rules import NOTHING, RESET, STEADY, Restarts
@@ -33,7 +32,7 @@ Moving = Callable[[Any, Any], Callable[[Any, Any, Any], Any]]
 def has_restarts(inputs: Any) -> bool:
     """Whether doses set the state anew."""
     rules = [signal.rules for signal in vars(inputs).values() if isinstance(signal, Doses)]
-    return any(each is not None and np.shape(each.restarts.time)[-1] > 0 for each in rules)
+    return any(each is not None and each.set_anew for each in rules)
 
 
 def with_restarts(model: Any, p: Any, inputs: Any, pieces: Pieces, moving: Moving) -> Pieces:

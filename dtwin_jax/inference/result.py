@@ -18,7 +18,7 @@ from dtwin_jax.core.prior import prior_from_dict
 from dtwin_jax.core.quantity import Quantity, quantities, replace_fields, values
 from dtwin_jax.core.record import Cohort, Record, Series
 from dtwin_jax.core.rules import Rules, columns, from_columns
-from dtwin_jax.core.signal import AbstractSignal, Doses, Sampled, Steps
+from dtwin_jax.core.signal import SIGNALS, AbstractSignal, Doses
 from dtwin_jax.inference.covariate import covariate_from_dict
 from dtwin_jax.inference.occasions import Occasions
 from dtwin_jax.inference.population import Population, density_of
@@ -26,7 +26,6 @@ from dtwin_jax.inference.population import Population, density_of
 SCHEMA = 1
 # Predictive draws are for pictures and checks: this many a chain are plenty.
 PREDICTIVE_DRAWS = 250
-_SIGNALS: dict[str, Any] = {"Doses": Doses, "Steps": Steps, "Sampled": Sampled}
 _FIELDS = {"Doses": ("time", "amount", "duration"), "Steps": ("time", "value"), "Sampled": ("time", "value")}
 
 
@@ -182,7 +181,7 @@ def cohort_of(f: Any, tree: Any) -> Cohort:
         else:
             rules = {"rules": _rules(constant, name)} if kind == "Doses" else {}
             parts = (constant[f"{name}_{field}"].values for field in _FIELDS[kind])
-            inputs[name] = _SIGNALS[kind](*parts, **rules)
+            inputs[name] = SIGNALS[kind](*parts, **rules)
     known = {str(name): constant[name].values for name in np.atleast_1d(constant.attrs["known"]) if name}
     return Cohort(
         ids, Record(replace_fields(predictor.inputs(), inputs), series, known, constant["t0"].values)

@@ -4,7 +4,7 @@ import numpy as np
 
 from dtwin_jax.core.rules import ADDED, DURATION, MODELLED_DURATION, MODELLED_RATE, RATE, RESET, STEADY
 from dtwin_jax.io.cells import Columns, Texts
-from dtwin_jax.io.facts import NO_UNITS, Facts, facts_of, join, time_factor
+from dtwin_jax.io.facts import NO_UNITS, Facts, facts_of, time_factor
 from dtwin_jax.io.names import INPUT, UNKNOWN, Vocabulary
 
 OBSERVED, DOSED, OTHER, CLEARED, CLEARED_AND_DOSED = 0, 1, 2, 3, 4
@@ -108,7 +108,7 @@ def _doses(columns: Columns, vocabulary: Vocabulary, rows: np.ndarray, target: n
         restart=np.where(steady == 2, ADDED, STEADY)[at],
         interval=interval[at] * pace,
     )
-    return [join([restarts, doses])] if len(at) else [doses]
+    return [restarts, doses]
 
 
 def _compartments(columns: Columns, vocabulary: Vocabulary, rows: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ from dtwin_jax.core.predictor import check_record
 from dtwin_jax.core.quantity import replace_fields
 from dtwin_jax.core.record import Cohort, Record, Series, stack
 from dtwin_jax.core.rules import no_rules, padded
-from dtwin_jax.core.signal import AbstractSignal, Doses, Sampled, Steps
+from dtwin_jax.core.signal import SIGNALS, AbstractSignal, Doses
 from dtwin_jax.inference.nuts import Nuts
 from dtwin_jax.inference.population import density_of
 from dtwin_jax.inference.result import ResultError
@@ -33,7 +33,6 @@ from dtwin_jax.jobs.job import Job, job_of
 from dtwin_jax.jobs.locks import alone
 from dtwin_jax.jobs.reading import check_apart, check_patients, checked, read_part, tables_of
 
-_SIGNALS: dict[str, Any] = {"Doses": Doses, "Steps": Steps, "Sampled": Sampled}
 # What a job may ask of one result, and no shard has.
 _OF_ONE_RESULT = {
     "population": "a population is calibrated together, not by shards",
@@ -83,7 +82,7 @@ class Room:
         """A patient without measurements or doses who is as long as the longest."""
         start = float(like.t0)
         signals = {
-            name: _SIGNALS[kind](np.full(length, start), np.zeros(length))
+            name: SIGNALS[kind](np.full(length, start), np.zeros(length))
             for name, (kind, length) in self.inputs.items()
         }
         for name, (restarts, overlap) in self.rules.items():
