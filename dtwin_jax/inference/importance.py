@@ -16,6 +16,8 @@ FREEDOM = 5.0
 _WIDER, _KEPT = 1.1, 0.1
 # The logarithm of a weight that is nothing beside the largest.
 _NOTHING = -600.0
+# Draws of a tail that a law may be fitted to.
+_FEWEST = 5
 
 
 @dataclass
@@ -99,7 +101,7 @@ def smoothed(log_ratio: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Returns:
         Weights (patient, draw) with smoothed tails; k (patient,), infinite where there is no tail to look at
-        because most draws are as good as impossible.
+        because most draws are as good as impossible, or the same few stand in it again and again.
     """
     from arviz_stats.base.array import array_stats
 
@@ -107,12 +109,26 @@ def smoothed(log_ratio: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     usable = np.isfinite(best)
     relative = np.where(usable, np.maximum(log_ratio - np.where(usable, best, 0.0), -700.0), 0.0)
     k = np.full(len(relative), np.inf)
-    enough = usable[:, 0] & (np.mean(relative > _NOTHING, axis=1) >= 0.25)
+    enough = usable[:, 0] & (np.mean(relative > _NOTHING, axis=1) >= 0.25) & _has_tail(relative)
     if np.any(enough):
         # ArviZ thinks of leaving one out, where ratios are those of minus what it is given.
         relative[enough], k[enough] = array_stats.psislw(-relative[enough], axis=-1)
     weights = np.exp(relative - relative.max(axis=1, keepdims=True))
     return weights / weights.sum(axis=1, keepdims=True), np.where(np.isnan(k), np.inf, k)
+
+
+def _has_tail(relative: np.ndarray) -> np.ndarray:
+    """Whether a generalized Pareto law can be fitted: its scale is the tail's lower quarter, above the cut.
+
+    Chains that stand still repeat a draw until the quarter is the cut itself. The tail is the one of Vehtari
+    et al. 2024, Pareto smoothed importance sampling, doi 10.48550/arXiv.1507.02646.
+    """
+    count = relative.shape[1]
+    tail = int(min(0.2 * count, 3.0 * np.sqrt(count)))
+    if tail < _FEWEST:
+        return np.zeros(len(relative), bool)
+    ordered = np.exp(np.sort(relative, axis=1)[:, -tail - 1 :])
+    return ordered[:, int(tail / 4 + 0.5)] > ordered[:, 0]
 
 
 def resampled(u: np.ndarray, weights: np.ndarray, keys: Any, count: int) -> np.ndarray:

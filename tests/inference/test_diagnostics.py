@@ -12,6 +12,7 @@ from scipy import integrate, special, stats
 from dtwin_jax.core.prior import beta, gamma, halfnormal, normal, uniform
 from dtwin_jax.core.record import Record, Series
 from dtwin_jax.inference.calibrate import calibrate
+from dtwin_jax.inference.covariate import Covariate
 from dtwin_jax.inference.diagnostics import complaints, summary, unbounded_sd
 
 
@@ -143,9 +144,9 @@ def test_a_population_is_judged_by_what_its_patients_share(good):
     draws |= {"beta_ka_weight": 0.3 * good, "ka": np.exp(np.stack([good, good], axis=-1))}
     made = tree(draws)
     made.attrs["priors"] = json.dumps({"ka": {"lognormal": {"median": 1.0, "log_sd": 1.0}}})
-    coefficient = {"parameter": "ka", "name": "weight", "coefficient": normal(0.0, 0.6).as_dict()}
+    weight = Covariate("ka", "weight", "kg", reference=70.0, coefficient=normal(0.0, 0.6))
     made.attrs["population"] = json.dumps(
-        {"vary": {"ka": halfnormal(0.5).as_dict()}, "covariates": [coefficient]}
+        {"vary": {"ka": halfnormal(0.5).as_dict()}, "covariates": [weight.as_dict()]}
     )
     (said,) = complaints(made)
     assert said.startswith("the data say little of omega_ka: its posterior is")

@@ -265,6 +265,17 @@ def test_weights_of_nothing_but_failures_are_not_trusted():
     np.testing.assert_allclose(weights, 1 / 50)
 
 
+def test_draws_that_repeat_have_no_tail_to_trust():
+    # A chain that stood still: its draw is the cut of the tail and more than a quarter of it.
+    ratios = np.random.default_rng(0).normal(size=(2, 400))
+    ratios[0, :80] = 10.0
+    ratios[0, 80:100] = 11.0 + np.arange(20) / 100
+    weights, k = smoothed(ratios)
+    assert np.isinf(k[0]) and k[1] < 0.7
+    np.testing.assert_allclose(weights.sum(axis=1), 1.0)
+    assert np.all(np.isinf(smoothed(ratios[:, -20:])[1]))  # too few to have a tail
+
+
 def test_resampling_keeps_counts_within_one():
     weights = np.random.default_rng(0).dirichlet(np.ones(30), size=1)
     u = np.arange(30.0)[None, :, None]

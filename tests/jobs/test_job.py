@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dtwin_jax.core.prior import halfnormal, lognormal, normal
+from dtwin_jax.inference.covariate import power
 from dtwin_jax.inference.nuts import Nuts
 from dtwin_jax.io.rows import TableError
 from dtwin_jax.jobs.document import JobError
@@ -89,7 +90,7 @@ dense = true
     assert study.f.vary == (("CL", halfnormal(0.3)), ("V", halfnormal(0.4)))
     assert (study.f.correlation, study.f.centred) == (2.0, False)
     (covariate,) = study.f.covariates
-    assert (covariate.unit, covariate.coefficient, covariate.power) == ("kg", normal(0.75, 0.5), True)
+    assert (covariate.unit, covariate.coefficient, covariate.form) == ("kg", normal(0.75, 0.5), power)
     assert study.method == Nuts(chains=2, dense=True)
 
 
