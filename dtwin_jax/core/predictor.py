@@ -6,11 +6,11 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import log_ndtr
 
 from dtwin_jax.core.quantity import Quantity, check_names
 from dtwin_jax.core.record import ABOVE, BELOW, SEEN, Cohort, Record, Series
 from dtwin_jax.core.signal import AbstractSignal, Doses
+from dtwin_jax.core.tails import log_between, log_cdf, log_survival
 
 # A measurement that the model cannot explain (a failed solve, a value outside the support) costs this
 # much. Finite, so that one patient's failure leaves the sum over patients a number; so large that no
@@ -34,9 +34,11 @@ class Schema:
 class Predictor(Protocol):
     """Anything that predicts a record from parameters: an ODE model, a Markov chain, a risk score.
 
-    Three optional methods: `schema()` lets files be read for it; `differentiated(mode)` returns the
-    predictor prepared for forward- or reverse-mode differentiation, for those to whom it matters; and
-    `predict_cohort(p, record)` is `predict` of many patients where that is faster than one by one.
+    Four optional methods: `schema()` lets files be read for it; `differentiated(mode)` returns the
+    predictor prepared for forward- or reverse-mode differentiation, for those to whom it matters;
+    `predict_cohort(p, record)` is `predict` of many patients where that is faster than one by one; and
+    `check_record(record, where)`, of itself or of its `noise`, raises a ValueError that begins with `where`
+    and names what it cannot use of a record.
     """
 
     name: str
@@ -71,9 +73,9 @@ def predict_cohort(f: Predictor, p: Any, record: Record) -> dict[str, Any]:
 def log_likelihood(f: Predictor, p: Any, record: Record) -> dict[str, Any]:
     """Log-likelihood of every measurement of one patient.
 
-    Values below or above a limit, or between two, contribute the probability of being there (methods M3 and
-    M4 of Beal 2001; of M4 without its condition on the values that are seen), padding contributes 0, what the
-    model cannot explain `PENALTY`: always finite.
+    Values below or above a limit, or between two, contribute the probability of being there (method M3 of
+    Beal 2001, doi 10.1023/A:1012299115260; M2 and M4 are errors, `dynamics.residual.quantified` and
+    `positive`), padding contributes 0, what the model cannot explain `PENALTY`: always finite.
 
     Returns:
         Channel -> array of shape (n,).
@@ -93,9 +95,14 @@ def likelihood_of(predicted: dict[str, Any], record: Record) -> dict[str, Any]:
 
 
 def central(d: Any) -> Any:
-    """What a distribution expects: its mean, or the median of a log-normal, the model's own value."""
+    """What a distribution expects: its mean, or the median of a log-normal, the model's own value.
+
+    A distribution may bring a `central` of its own.
+    """
     import numpyro.distributions as dist
 
+    if (own := getattr(d, "central", None)) is not None:
+        return own
     return jnp.exp(d.loc) if isinstance(d, dist.LogNormal) else d.mean
 
 
@@ -136,52 +143,6 @@ def _differentiate_at(predicted: Any, rows: Any) -> Any:
     return jax.tree.map(at_rows, predicted)
 
 
-def log_cdf(d: Any, x: Any) -> Any:
-    """Log of P(X <= x), without underflow for normal and log-normal distributions.
-
-    NaN for a family that has no cdf.
-    """
-    import numpyro.distributions as dist
-
-    if isinstance(d, dist.Normal):
-        return log_ndtr((x - d.loc) / d.scale)
-    if isinstance(d, dist.LogNormal):
-        positive = jnp.where(x > 0, x, 1.0)
-        return jnp.where(x > 0, log_ndtr((jnp.log(positive) - d.loc) / d.scale), -jnp.inf)
-    return jnp.log(_cdf(d, x))
-
-
-def log_survival(d: Any, x: Any) -> Any:
-    """Log of P(X > x). NaN for a family that has no cdf."""
-    import numpyro.distributions as dist
-
-    if isinstance(d, dist.Normal):
-        return log_ndtr((d.loc - x) / d.scale)
-    if isinstance(d, dist.LogNormal):
-        positive = jnp.where(x > 0, x, 1.0)
-        return jnp.where(x > 0, log_ndtr((d.loc - jnp.log(positive)) / d.scale), 0.0)
-    return jnp.log1p(-_cdf(d, x))
-
-
-def log_between(d: Any, low: Any, high: Any) -> Any:
-    """Log of P(low < X <= high), by whichever tail is the smaller. NaN for a family that has no cdf."""
-    # Where nothing is known below, a limit at the upper one keeps what is not taken finite.
-    low = jnp.where(jnp.isfinite(low), low, high)
-    upper, lower = log_cdf(d, high), log_cdf(d, low)
-    beyond, rest = log_survival(d, low), log_survival(d, high)
-    right = lower > jnp.log(0.5)
-    large, small = jnp.where(right, beyond, upper), jnp.where(right, rest, lower)
-    gap = jnp.where(small < large, small - large, -1.0)
-    return jnp.where(small < large, large + jnp.log1p(-jnp.exp(gap)), -jnp.inf)
-
-
-def _cdf(d: Any, x: Any) -> Any:
-    try:
-        return d.cdf(x)
-    except NotImplementedError:  # categorical and Bernoulli distributions: nothing is below or above
-        return jnp.full(jnp.shape(x), jnp.nan)
-
-
 def check_record(f: Predictor, record: Record, patient: str = "") -> None:
     """Refuse a record that `f` cannot use, before any work.
 
@@ -201,6 +162,7 @@ def check_record(f: Predictor, record: Record, patient: str = "") -> None:
         if not np.all(np.isfinite(np.asarray(value))):
             raise ValueError(f"{where}known {name!r}: found {value}, expected a finite number")
     _check_modelled(f, record, where)
+    _check_by_itself(f, record, where)
     for name, signal in vars(record.inputs).items():
         if isinstance(signal, AbstractSignal):
             if np.any(np.asarray(getattr(signal, "duration", 0.0)) < 0):
@@ -228,6 +190,12 @@ def _check_modelled(f: Predictor, record: Record, where: str) -> None:
                 f"{where}input {name!r}: a dose has RATE -1 or -2, and the model's dosing does not state its "
                 "rate or duration (as_modelled)"
             )
+
+
+def _check_by_itself(f: Predictor, record: Record, where: str) -> None:
+    for part in (f, getattr(f, "noise", None)):
+        if (own := getattr(part, "check_record", None)) is not None:
+            own(record, where)
 
 
 def _stated(signal: Any) -> Any:
