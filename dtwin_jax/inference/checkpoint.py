@@ -1,4 +1,4 @@
-"""A training kept in a file after every step, so that it can be killed at any moment and gone on with."""
+"""Long work kept in a file after every step, so that it can be killed at any moment and gone on with."""
 
 import hashlib
 import json
@@ -34,8 +34,7 @@ def keep(path: str | os.PathLike[str], mark: str, progress: Any, losses: np.ndar
         losses: (done, 2) so far.
     """
     leaves = {f"leaf_{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(progress))}
-    with replacing(path) as draft, open(draft, "wb") as file:
-        np.savez(file, allow_pickle=False, mark=np.asarray(mark), losses=losses, **leaves)
+    write(path, mark, {"losses": losses, **leaves})
 
 
 def kept(path: str | os.PathLike[str], mark: str, progress: Any) -> tuple[Any, np.ndarray]:
@@ -44,12 +43,27 @@ def kept(path: str | os.PathLike[str], mark: str, progress: Any) -> tuple[Any, n
     Raises:
         ValueError: the file is of another training.
     """
+    file = read(path, mark, "training (model, patients, start, key or options differ)")
+    leaves, structure = jax.tree.flatten(progress)
+    arrays = [jax.numpy.asarray(file[f"leaf_{i}"]) for i in range(len(leaves))]
+    return jax.tree.unflatten(structure, arrays), file["losses"]
+
+
+def write(path: str | os.PathLike[str], mark: str, arrays: dict[str, np.ndarray]) -> None:
+    """Write arrays of what has the `fingerprint` `mark`; the file before stays until this one is whole."""
+    with replacing(path) as draft, open(draft, "wb") as file:
+        np.savez(file, allow_pickle=False, **{"mark": np.asarray(mark), **arrays})
+
+
+def read(path: str | os.PathLike[str], mark: str, what: str) -> dict[str, np.ndarray]:
+    """What `write` wrote of the `what` with this mark.
+
+    Raises:
+        ValueError: the file is of another one.
+    """
     with np.load(path, allow_pickle=False) as file:
-        if str(file["mark"]) != mark:
+        if "mark" not in file or str(file["mark"]) != mark:
             raise ValueError(
-                f"checkpoint {os.fspath(path)!r} is of another training (model, patients, start, key or "
-                "options differ); name another file, or remove it"
+                f"checkpoint {os.fspath(path)!r} is of another {what}; name another file, or remove it"
             )
-        leaves, structure = jax.tree.flatten(progress)
-        arrays = [jax.numpy.asarray(file[f"leaf_{i}"]) for i in range(len(leaves))]
-        return jax.tree.unflatten(structure, arrays), file["losses"]
+        return {name: file[name] for name in file.files if name != "mark"}

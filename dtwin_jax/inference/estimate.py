@@ -20,11 +20,7 @@ from dtwin_jax.inference.marginal import Approximation, Marginal
 from dtwin_jax.inference.nodes import NETS, scattered
 from dtwin_jax.inference.objective import Objective
 from dtwin_jax.inference.population import Population, check_population
-from dtwin_jax.inference.saem import approximated
-from dtwin_jax.inference.searching import FLAT, searched
-
-# What a step of Newton's may still gain of -2 log likelihood where a random search ends.
-_GAIN = 0.1
+from dtwin_jax.inference.searching import FLAT, GAIN, gained, sought
 
 
 def estimate(  # noqa: PLR0913
@@ -97,21 +93,12 @@ def estimate(  # noqa: PLR0913
         return _told(_finished(problem, cohort, psi, "not searched"))
     others = jax.random.split(jax.random.key(0) if key is None else key, starts)[1:]
     places = [psi, *(effects.drawn(psi, each) for each in others)]
-    ended = [_search(problem, place, key, max_steps) for place in places]
+    ended = [sought(problem, place, key, max_steps) for place in places]
     totals = np.asarray([problem.value(place)[0] for place, _ in ended])
     found = _finished(problem, cohort, *ended[int(np.argmin(totals))])
     constant = found.minus_two_log_likelihood - found.objective
     found = replace(found, ends=tuple((totals - constant).tolist()))
     return _told(replace(found, warnings=doubts(found, effects)))
-
-
-def _search(problem: Objective, psi: np.ndarray, key: Any, max_steps: int) -> tuple[np.ndarray, str]:
-    """Where a search from `psi` ends, and why."""
-    if problem.marginal.by != "saem":
-        return searched(problem, psi, max_steps)
-    key = jax.random.fold_in(key, 1)
-    found = approximated(problem.marginal.effects, problem.base, problem.record, psi, key, max_steps)
-    return found, f"{max_steps} iterations"
 
 
 def _told(found: Estimate) -> Estimate:
@@ -157,11 +144,10 @@ def _finished(problem: Objective, cohort: Cohort, psi: np.ndarray, message: str)
         for series in cohort.record.observations.values()
     )
     curvature = problem.curvature(psi)
-    # What a step of Newton's would still gain, of -2 log likelihood.
-    gain = float(slope @ inverse_of_peak(curvature) @ slope) / 4.0
     near = bool(np.max(np.abs(slope)) < FLAT)
     if marginal.by == "saem":
-        near, message = gain < _GAIN, f"{message}, after which a step of Newton's would gain {gain:.2g}"
+        gain = gained(slope, curvature)
+        near, message = gain < GAIN, f"{message}, after which a step of Newton's would gain {gain:.2g}"
     told = {name: float(value) for name, value in effects.told(jnp.asarray(psi)).items()}
     moved = jax.jacfwd(effects.told)(jnp.asarray(psi))
     error = np.sqrt(np.diag(inverse_of_peak(curvature)))

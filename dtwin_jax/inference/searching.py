@@ -1,15 +1,36 @@
 """The search for the numbers of a population that make its data likeliest."""
 
+from typing import Any
+
+import jax
 import numpy as np
 
 from dtwin_jax.inference.descent import descended
 from dtwin_jax.inference.gauss_newton import climbed, inverse_of_peak
 from dtwin_jax.inference.objective import Objective
+from dtwin_jax.inference.saem import approximated
 
 # The first part of a search ends where the next step gains less than this, in nats.
 _VALLEY = 1e-2
 # A slope of -2 log likelihood that is nothing.
 FLAT = 1e-2
+# What a step of Newton's may still gain of -2 log likelihood where a random search ends.
+GAIN = 0.1
+
+
+def sought(problem: Objective, psi: np.ndarray, key: Any, max_steps: int) -> tuple[np.ndarray, str]:
+    """Where the search that belongs to the approximation ends, and why; `key` is of "saem"."""
+    marginal = problem.marginal
+    if marginal.by != "saem":
+        return searched(problem, psi, max_steps)
+    key = jax.random.fold_in(key, 1)
+    found = approximated(marginal.effects, problem.base, problem.record, psi, key, max_steps)
+    return found, f"{max_steps} iterations"
+
+
+def gained(slope: np.ndarray, curvature: np.ndarray) -> float:
+    """What a step of Newton's would still gain of -2 log likelihood; NaN where the curvature is no peak's."""
+    return float(slope @ inverse_of_peak(curvature) @ slope) / 4.0
 
 
 def searched(problem: Objective, psi: np.ndarray, max_steps: int) -> tuple[np.ndarray, str]:

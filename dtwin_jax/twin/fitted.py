@@ -14,6 +14,9 @@ from dtwin_jax.core.record import Cohort, Record
 from dtwin_jax.inference.density import Override, estimated, standard_promotion
 from dtwin_jax.inference.effects import Effects
 from dtwin_jax.inference.estimated import Estimate
+from dtwin_jax.inference.marginal import Marginal
+from dtwin_jax.inference.nodes import scattered
+from dtwin_jax.inference.objective import Objective
 from dtwin_jax.inference.population import PatientDensity, Population
 
 
@@ -80,6 +83,21 @@ def fit_of(population: Population, cohort: Cohort, found: Estimate, priors: Mapp
     if cohort.ids != found.ids:
         raise ValueError("the estimate is of other patients than the cohort has")
     return Fitted(effects, base, cohort, found)
+
+
+def objective_of(fitted: Fitted, key: Any = None) -> Objective:
+    """What was estimated by, with the peaks of the effects as they were found.
+
+    Args:
+        fitted: the estimate.
+        key: random key of the draws, of "importance" and "saem".
+    """
+    found, effects, cohort = fitted.found, fitted.effects, fitted.cohort
+    nets = scattered(found.draws, len(effects.effects), key, cohort.numbers) if found.draws else None
+    marginal = Marginal(effects, found.by, found.nodes or 7)
+    problem = Objective(marginal, fitted.base, jax.tree.map(jnp.asarray, cohort.record), nets)
+    problem.eta = found.eta.copy()
+    return problem
 
 
 @functools.partial(jax.jit, static_argnames=("effects",))

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from statistics import NormalDist
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -12,11 +11,10 @@ from dtwin_jax.inference.density import Override
 from dtwin_jax.inference.descent import descended
 from dtwin_jax.inference.estimated import Estimate
 from dtwin_jax.inference.gauss_newton import inverse_of_peak
-from dtwin_jax.inference.marginal import Marginal
 from dtwin_jax.inference.objective import Objective
 from dtwin_jax.inference.population import Population
 from dtwin_jax.inference.searching import FLAT
-from dtwin_jax.twin.fitted import Fitted, fit_of
+from dtwin_jax.twin.fitted import Fitted, fit_of, objective_of
 from dtwin_jax.twin.walk import Point, Profile, Refit, Walk
 
 # Lengths in standard errors: of the first step, and how far a side is followed.
@@ -67,8 +65,7 @@ def profile_population(
     covariance = inverse_of_peak(found.curvature)
     if not np.all(np.isfinite(covariance)):
         raise ValueError("the curvature of the estimate is not that of a peak: there is no scale to walk by")
-    marginal = Marginal(fitted.effects, found.by, found.nodes or 7)
-    problem = Objective(marginal, fitted.base, jax.tree.map(jnp.asarray, cohort.record))
+    problem = objective_of(fitted)
     index = found.names.index(name)
     error = float(np.sqrt(covariance[index, index]))
     # What is told stands in the order of the vector, but for roots of a covariance, which are not held.
