@@ -122,6 +122,11 @@ class Autocorrelated:
         """Prepared for forward- or reverse-mode derivatives."""
         return replace(self, model=self.model.differentiated(mode))
 
+    def tightened(self, factor: float, record: Record) -> "Autocorrelated | None":
+        """With the solver's tolerances multiplied by `factor`; None where it has none."""
+        finer = self.model.tightened(factor, record)
+        return None if finer is None else replace(self, model=finer)
+
     def check_record(self, record: Record, where: str) -> None:
         """Refuse two measurements at one time, whose errors would be the same."""
         for name in self._channels(record):
