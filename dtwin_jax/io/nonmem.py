@@ -1,7 +1,8 @@
 """Tables in the form of NONMEM: one row an event, `ID, TIME, AMT, RATE, DV, EVID, MDV, CMT` and covariates.
 
 Beside these: `DVID` names the output, `UNIT` the unit of AMT or DV of the row, `CENS` (1 below, -1 above),
-`LLOQ` and `LIMIT` tell of values beyond the limits of an assay; `ADDL`, `II`, `SS` and `DUR` of doses. Times
+`LLOQ` and `LIMIT` tell of values beyond the limits of an assay; `ADDL`, `II`, `SS` and `DUR` of doses. A
+model with a parameter `lloq` or `lloq_<output>` (method M2) knows it from `LLOQ`, in the unit of DV. Times
 may be those of a day (`8:30`), with `DATE`, `DAT1`, `DAT2` or `DAT3`, and are then told in hours. A time that
 goes back at a reset (EVID 3 and 4) is told from the time before it. A dose that arrives with a lag at the
 time of a measurement is before it, as is an additional one.
@@ -69,7 +70,7 @@ def read_events(source: Source, vocabulary: Vocabulary, carry: str = "forward") 
     time = _in_order(
         columns.patient, time, np.isin(event, (DOSED, CLEARED, CLEARED_AND_DOSED)), event == OBSERVED
     )
-    parts = [*given(columns, vocabulary, event), _observations(columns, vocabulary, event)]
+    parts = [*given(columns, vocabulary, event), *_observations(columns, vocabulary, event)]
     for role, target in layout.columns.items():
         _check_stated(columns, vocabulary, role, target)
         back = time if carry == "backward" and vocabulary.targets[target].kind == INPUT else None
@@ -164,7 +165,7 @@ def _check_together(columns: Columns) -> None:
         raise columns.error(row, "id", found, expected)
 
 
-def _observations(columns: Columns, vocabulary: Vocabulary, event: np.ndarray) -> Facts:
+def _observations(columns: Columns, vocabulary: Vocabulary, event: np.ndarray) -> list[Facts]:
     seen = (event == OBSERVED) & (columns.number("mdv", 0.0) == 0)
     if seen.any() and "dv" not in columns.numbers:
         raise columns.error(np.argmax(seen), "dv", "no such column", "the value of an observation (EVID 0)")
@@ -173,7 +174,21 @@ def _observations(columns: Columns, vocabulary: Vocabulary, event: np.ndarray) -
     rows, target = rows[target != IGNORED], target[target != IGNORED]
     value, censor, limit = _censored(columns, rows)
     units = columns.texts.get("unit", NO_UNITS)
-    return facts_of(rows, target, value, "dv", units=units, censor=censor, limit=limit)
+    seen = facts_of(rows, target, value, "dv", units=units, censor=censor, limit=limit)
+    return [seen, _quantified(columns, vocabulary, rows, target)]
+
+
+def _quantified(columns: Columns, vocabulary: Vocabulary, rows: np.ndarray, output: np.ndarray) -> Facts:
+    """LLOQ as a fact of the patient, where the model has a parameter `lloq_<output>` or `lloq`."""
+    lloq, target = columns.number("lloq"), np.full(len(rows), UNKNOWN)
+    for each in np.unique(output):
+        name = f"lloq_{vocabulary.targets[each].name}"
+        own = find(vocabulary, name)
+        target[output == each] = own if own >= 0 else find(vocabulary, "lloq")
+    stated = (target >= 0) & ~np.isnan(lloq[rows])
+    units = columns.texts.get("unit", NO_UNITS)
+    # By the role of DV, so in its unit.
+    return facts_of(rows[stated], target[stated], lloq[rows[stated]], "dv", units=units)
 
 
 def _censored(columns: Columns, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,10 +1,13 @@
 """Rules of event tables as they are read. Truth: rows of tables, read by eye, as NONMEM reads them."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
 
 from dtwin_jax.core.predictor import check_cohort
+from dtwin_jax.core.quantity import param
 from dtwin_jax.core.record import stack
 from dtwin_jax.core.rules import ADDED, MODELLED_DURATION, MODELLED_RATE, RATE, RESET, STEADY
 from dtwin_jax.io.rows import TableError
@@ -287,4 +290,28 @@ def test_a_clock_and_another_unit_are_a_fault(read):
     text = "ID,TIME,CMT,AMT,EVID,DV\n1,8:30,1,100,1,.\n1,9:45,.,.,0,2\n"
     assert refusal(read, text, units={"TIME": "d"}).startswith(
         "column 'TIME': times are clocks or have dates"
+    )
+
+
+class Limited(type(one_compartment.params())):
+    lloq_concentration: jax.Array = param(0.5, "mg/L")
+
+
+def test_a_model_with_a_limit_knows_it_from_the_table_in_the_unit_of_its_measurements(read):
+    """Method M2: what is below is left out by MDV 1, and what is left is conditioned on LLOQ."""
+    text = (
+        "ID,TIME,DV,EVID,MDV,AMT,CMT,LLOQ\n"
+        "1,0,.,1,1,10,1,.\n1,1,300,0,0,.,.,50\n1,9,.,0,1,.,.,50\n"
+        "2,0,.,1,1,10,1,.\n2,1,400,0,0,.,.,.\n2,2,200,0,0,.,.,20\n"
+    )
+    limited = replace(one_compartment, params=Limited)
+    records = read(text, limited, units={"DV": "ug/L"})
+    assert {who: float(record.known["lloq_concentration"]) for who, record in records.items()} == {
+        "1": pytest.approx(0.05),
+        "2": pytest.approx(0.02),
+    }
+    np.testing.assert_allclose(records["1"].observations["concentration"].value, [0.3])
+    assert not read(text, units={"DV": "ug/L"})["1"].known
+    assert "found 60 for 'lloq_concentration', expected 50, as on line 3" in refusal(
+        read, text.replace("1,9,.,0,1,.,.,50", "1,9,70,0,0,.,.,60"), f=limited, units={"DV": "ug/L"}
     )
