@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 
 from dtwin_jax.inference.density import standard_promotion
 from dtwin_jax.inference.population import PatientDensity
@@ -68,7 +69,7 @@ def _kernel(density: Any, method: Nuts) -> tuple[Callable, Callable]:
             num_warmup=method.warmup,
             target_accept_prob=method.target_accept,
             max_tree_depth=method.max_depth,
-            dense_mass=_is_dense(density, method),
+            dense_mass=is_dense(density, method),
             inverse_mass_matrix=metric,
             model_args=data,
             rng_key=key,
@@ -77,7 +78,8 @@ def _kernel(density: Any, method: Nuts) -> tuple[Callable, Callable]:
     return start, sample
 
 
-def _is_dense(density: Any, method: Nuts) -> bool:
+def is_dense(density: Any, method: Nuts) -> bool:
+    """Whether a full mass matrix is adapted."""
     if method.dense is not None:
         return method.dense
     return isinstance(density, PatientDensity) and len(density.priors) <= FEW
@@ -85,16 +87,47 @@ def _is_dense(density: Any, method: Nuts) -> bool:
 
 def first_state(density: Any, method: Nuts, data: tuple, keys: Any) -> Any:
     """Sampler states of all lanes before the first iteration; `keys` has a lane axis."""
+    keys = jax.vmap(jax.random.split)(keys)
+    dense = is_dense(density, method)
+    points, metrics = starting_points(density, data, keys[:, 0], method.candidates, dense)
+    return _states(density, method, data, (points, metrics, keys[:, 1]))
+
+
+def settling(method: Nuts) -> int:
+    """Iterations at the end of the warm-up that adapt the step size alone."""
+    from numpyro.infer.hmc_util import build_adaptation_schedule
+
+    *windows, last = build_adaptation_schedule(method.warmup)
+    return method.warmup - last.start if windows else -(-method.warmup // 2)
+
+
+def state_at(density: Any, method: Nuts, data: tuple, lanes: tuple) -> Any:
+    """States in the warm-up that have found their metrics, and adapt the step size alone from here on.
+
+    Args:
+        density: the NumPyro model.
+        method: the settings.
+        data: its arguments.
+        lanes: unbounded points, metrics and keys, each with a lane axis; iterations of warm-up done, (lane,).
+    """
+    from numpyro.infer.hmc_util import build_adaptation_schedule
+
+    points, metrics, keys, done = lanes
+    steep = jax.vmap(jax.value_and_grad(lambda z: potential_energy(density, data, z)))
+    state = _states(density, method, data, ((points, *steep(points)), metrics, keys))
+    window = jnp.full_like(state.i, len(build_adaptation_schedule(method.warmup)) - 1)
+    return state._replace(
+        i=done.astype(state.i.dtype), adapt_state=state.adapt_state._replace(window_idx=window)
+    )
+
+
+def _states(density: Any, method: Nuts, data: tuple, lanes: tuple) -> Any:
     from numpyro.infer.util import ParamInfo
 
     start, _ = _kernel(density, method)
-    keys = jax.vmap(jax.random.split)(keys)
-    dense = _is_dense(density, method)
-    points, metrics = starting_points(density, data, keys[:, 0], method.candidates, dense)
-    raw = jax.vmap(jax.random.key_data)(keys[:, 1])
-    return jax.vmap(lambda point, key, metric: start(data, ParamInfo(*point), key, metric))(
-        points, raw, metrics
-    )
+    points, metrics, keys = lanes
+    raw = jax.vmap(jax.random.key_data)(keys)
+    return jax.vmap(lambda point, *rest: start(data, ParamInfo(*point), *rest))(points, raw, metrics)
 
 
 def advance(density: Any, method: Nuts, data: tuple, state: Any) -> tuple[Any, tuple]:
@@ -141,6 +174,13 @@ def _over_patients(function: Callable, patients: bool) -> Callable:
 def start(density: Any, method: Nuts, patients: bool, data: tuple, keys: Any) -> Any:
     """Compiled `first_state`; with `patients`, data and keys have a leading patient axis."""
     return _over_patients(first_state, patients)(density, method, data, keys)
+
+
+@functools.partial(jax.jit, static_argnames=("density", "method", "patients"))
+@standard_promotion
+def start_at(density: Any, method: Nuts, patients: bool, data: tuple, lanes: tuple) -> Any:
+    """Compiled `state_at`."""
+    return _over_patients(state_at, patients)(density, method, data, lanes)
 
 
 @functools.partial(jax.jit, static_argnames=("density", "method", "patients"))

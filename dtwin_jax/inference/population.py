@@ -18,6 +18,8 @@ from dtwin_jax.inference.devices import Spread, spread_log_likelihood
 from dtwin_jax.inference.occasions import Occasions
 
 DEFAULT_OMEGA = halfnormal(0.5)
+# Site of the effects, in coordinates between centred and not.
+EFFECTS = "random effects"
 # Sites of the roots of correlations, block by block.
 _FACTORS = ("correlation factor", *(f"correlation factor {k}" for k in range(2, 10)))
 
@@ -40,7 +42,7 @@ class Population:
         occasions: what varies between occasions of a patient besides.
         centred: whether random effects are sampled around the typical value (better where a patient's data
             alone pin the parameters down) or scaled from a standard normal (better for sparse data). None
-            lets `calibrate` find the best mixture for each parameter from a short pilot run; correlated
+            lets `calibrate` find the best mixture for each parameter in its warm-up; correlated
             effects are then scaled. The posterior is the same.
     """
 
@@ -120,7 +122,7 @@ class PopulationDensity:
     # Sites that serve the sampler, and say nothing to a reader beside what is derived from them.
     # No parameter can be called so.
     latent: ClassVar[tuple[str, ...]] = (
-        "random effects",
+        EFFECTS,
         "standard effects",
         "occasion effects",
         *_FACTORS,
@@ -207,19 +209,34 @@ class PopulationDensity:
             shifts[covariate.parameter] = shifts[covariate.parameter] + moved
         return shifts
 
+    @property
+    def bijectors(self) -> dict[str, Any]:
+        """Parameter that varies -> what takes it from its unbounded scale to its own."""
+        import numpyro.distributions as dist
+
+        prior = dict(self.priors)
+        return {name: dist.biject_to(prior[name].distribution().support) for name in self.population.varying}
+
+    def expected(self, values: dict[str, Any], record: Record) -> dict[str, Any]:
+        """Mean of each varying parameter on its unbounded scale, from the named `values` of one draw."""
+        from numpyro import handlers
+
+        with handlers.block(), handlers.substitute(data=values):
+            return self._centres(self._typical(), self._shifts(record))
+
+    def _centres(self, typical: dict[str, Any], shifts: dict[str, Any]) -> dict[str, Any]:
+        return {name: one.inv(typical[name]) + shifts[name] for name, one in self.bijectors.items()}
+
     def _individual(
         self, typical: dict[str, Any], shifts: dict[str, Any], count: int, centring: Any
     ) -> dict[str, Any]:
         import numpyro
-        import numpyro.distributions as dist
 
-        prior = dict(self.priors)
         scales = {
             name: numpyro.sample(f"omega_{name}", omega.distribution())
             for name, omega in self.population.vary
         }
-        bijector = {name: dist.biject_to(prior[name].distribution().support) for name in scales}
-        centre = {name: bijector[name].inv(typical[name]) + shifts[name] for name in scales}
+        bijector, centre = self.bijectors, self._centres(typical, shifts)
         mean = jnp.stack([jnp.broadcast_to(centre[name], (count,)) for name in scales], axis=-1)
         scale = jnp.stack(list(scales.values()))
         if self.population.correlation is None:
@@ -271,7 +288,7 @@ class PopulationDensity:
         root = scale[:, None] * factor
         if population.centred:
             scatter = dist.MultivariateNormal(mean, scale_tril=root[None])
-            return numpyro.sample("random effects", scatter.to_event(1))
+            return numpyro.sample(EFFECTS, scatter.to_event(1))
         standard: Any = numpyro.sample("standard effects", _standard(mean.shape))
         return mean + standard @ root.T
 
@@ -287,7 +304,7 @@ def _scattered(mean: Any, scale: Any, centring: Any) -> Any:
     held = centring[None, :] * mean
     spread = scale**centring
     partly = numpyro.sample(
-        "random effects", dist.Normal(held, jnp.broadcast_to(spread[None, :], held.shape)).to_event(2)
+        EFFECTS, dist.Normal(held, jnp.broadcast_to(spread[None, :], held.shape)).to_event(2)
     )
     return mean + (scale / spread)[None, :] * (partly - held)
 
@@ -341,25 +358,6 @@ def check_population(f: Population, cohort: Cohort) -> None:
     check_covariates(f.covariates, cohort)
     if f.occasions is not None:
         f.occasions.check(cohort)
-
-
-def best_centring(density: PopulationDensity, values: dict[str, Any]) -> Any:
-    """How much to centre each effect, from draws (chain, draw[, patient]) of a pilot run.
-
-    The share of an effect's variance that the patient's own data resolve: with `v` the posterior variance
-    of a patient's parameter and `omega^2` that between patients, `1 - v / omega^2`.
-
-    Returns:
-        (effect,) between 0 and 1.
-    """
-    import numpyro.distributions as dist
-
-    priors, shares = dict(density.priors), []
-    for name in density.population.varying:
-        unbounded = dist.biject_to(priors[name].distribution().support).inv(jnp.asarray(values[name]))
-        within = jnp.mean(jnp.var(unbounded, axis=(0, 1)))
-        shares.append(1.0 - within / jnp.mean(jnp.asarray(values[f"omega_{name}"]) ** 2))
-    return jnp.clip(jnp.stack(shares), 0.0, 1.0)
 
 
 def density_of(

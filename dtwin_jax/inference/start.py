@@ -126,10 +126,9 @@ def _covariance(slopes: Any, dense: bool) -> Any:
     curvature = (up - down) / (2 * _NUDGE)
     known = jnp.all(jnp.isfinite(curvature))
     curvature = jnp.where(known, (curvature + curvature.T) / 2, jnp.eye(count))
-    if not dense:
-        return 1.0 / jnp.maximum(jnp.diag(curvature), 1.0)
     bends, axes = jnp.linalg.eigh(curvature)
-    return (axes / jnp.maximum(bends, 1.0)) @ axes.T
+    covariance = (axes / jnp.maximum(bends, 1.0)) @ axes.T
+    return covariance if dense else jnp.diag(covariance)
 
 
 def _where(condition: Any, yes: Any, no: Any) -> Any:

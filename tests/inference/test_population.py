@@ -9,7 +9,7 @@ import pytest
 from lines import TIME, cohort, line
 from scipy import stats
 
-from dtwin_jax.core.prior import halfnormal, lognormal, normal
+from dtwin_jax.core.prior import halfnormal, normal
 from dtwin_jax.inference import nuts
 from dtwin_jax.inference.calibrate import calibrate
 from dtwin_jax.inference.covariate import (
@@ -21,7 +21,7 @@ from dtwin_jax.inference.covariate import (
     proportional,
 )
 from dtwin_jax.inference.density import standard_promotion
-from dtwin_jax.inference.population import Population, best_centring, density_of
+from dtwin_jax.inference.population import Population, density_of
 from dtwin_jax.inference.predictive import constrained, prior_draws
 from dtwin_jax.inference.start import potential_energy
 
@@ -279,28 +279,8 @@ def test_patient_of_whom_a_known_effect_is_no_number_is_named():
         calibrate(Population(line, ["slope"], (covariate,)), COHORT, key=jax.random.key(0))
 
 
-def test_centring_is_the_share_of_variance_that_the_data_resolve():
-    rng = np.random.default_rng(4)
-    shape = (4, 5000, 3)
-    # sd 0.1 where patients scatter by 0.2: 1 - 0.01 / 0.04; a parameter less sure than the scatter: 0.
-    values = {
-        "level": np.array([0.0, 1.0, -2.0]) + 0.1 * rng.normal(size=shape),
-        "omega_level": np.full(shape[:2], 0.2),
-        "slope": np.exp(0.5 * rng.normal(size=shape)),
-        "omega_slope": np.full(shape[:2], 0.4),
-    }
-    density, _ = density_of(Population(line, OMEGA), {}, ())
-    np.testing.assert_allclose(best_centring(density, values), [0.75, 0.0], atol=0.01)
-
-
-def test_centring_of_a_parameter_that_the_data_pin_down_is_one():
-    values = {"slope": np.full((2, 10, 3), [0.2, 0.5, 1.0]), "omega_slope": np.full((2, 10), 0.4)}
-    density, _ = density_of(Population(line, {"slope": lognormal(0.4, 0.5)}), {}, ())
-    np.testing.assert_allclose(best_centring(density, values), [1.0], atol=1e-10)
-
-
 @pytest.mark.filterwarnings("ignore::dtwin_jax.inference.diagnostics.CalibrationWarning")
-def test_the_pilot_run_and_the_rest_share_one_program():
+def test_all_rounds_of_a_warm_up_share_one_program():
     few = nuts.Nuts(chains=1, warmup=20, draws=20, block=20, candidates=8, max_depth=3)
     before = nuts.run_block._cache_size()
     calibrate(Population(line, ["slope"]), COHORT, key=jax.random.key(0), method=few, progress=False)
