@@ -185,6 +185,11 @@ class Informed:
         """The predictor prepared for forward- or reverse-mode derivatives."""
         return replace(self, model=self.model.differentiated(mode))
 
+    def tightened(self, factor: float, record: Record) -> "Informed | None":
+        """The predictor with tolerances `factor` times as large; None where there are none."""
+        finer = self.model.tightened(factor, record)
+        return None if finer is None else replace(self, model=finer)
+
     def known(self, p: Any, record: Record) -> Any:
         """`p` with the context of this patient: what `simulate` of the model needs."""
         asked = {name: _blank(series) for name, series in record.observations.items()}

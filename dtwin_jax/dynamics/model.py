@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from dtwin_jax.core.predictor import Mode, Schema
 from dtwin_jax.core.quantity import quantities, replace_fields
 from dtwin_jax.core.record import Record
+from dtwin_jax.dynamics.dosing import has_samples
 from dtwin_jax.dynamics.ensemble import lanes_of, simulate_cohort
 from dtwin_jax.dynamics.filtering.kalman import ExtendedKalman
 from dtwin_jax.dynamics.occasions import by_occasion
@@ -113,6 +114,15 @@ class Model:
         return (
             prepared if self.diffusion is None else replace(prepared, filter=self.filter.differentiated(mode))
         )
+
+    def tightened(self, factor: float, record: Record) -> "Model | None":
+        """The model with tolerances `factor` times as large; None where `record` is predicted without any."""
+        if self.diffusion is not None:
+            finer = getattr(self.filter, "tightened", None)
+            return None if finer is None else replace(self, filter=finer(factor))
+        if self.flow is not None and not has_samples(record.inputs):
+            return None
+        return replace(self, solver=self.solver.tightened(factor))
 
 
 def noisy(model: Model, p: Any, expected: Any, record: Record) -> dict[str, Any]:

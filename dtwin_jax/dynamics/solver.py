@@ -55,6 +55,13 @@ class Solver:
         reverse = diffrax.RecursiveCheckpointAdjoint()
         return replace(self, adjoint=diffrax.ForwardMode() if mode == "forward" else reverse)
 
+    def tightened(self, factor: float) -> "Solver":
+        """This solver with tolerances (or a fixed step) `factor` times as large, and steps allowed for it."""
+        given, steps = self.atol, int(self.max_steps / factor)
+        atol = tuple(factor * each for each in given) if isinstance(given, tuple) else factor * given
+        dt = None if self.dt is None else factor * self.dt
+        return replace(self, rtol=factor * self.rtol, atol=atol, dt=dt, max_steps=steps)
+
     def arguments(self) -> dict:
         """Keyword arguments for `diffrax.diffeqsolve`."""
         return {

@@ -16,6 +16,9 @@ _SHRUNK = 0.8
 _END, _PART = 1e-3, 0.3
 # Objectives that differ by less are of one peak.
 _SAME = 0.1
+# What a smaller tolerance of the solver may change: of standard errors, as a share of themselves, and of
+# numbers, in standard errors.
+_WIDER, _MOVED = 0.05, 0.1
 
 
 class EstimationWarning(UserWarning):
@@ -29,12 +32,13 @@ def doubts(found: Estimate, effects: Effects) -> tuple[str, ...]:
         return (*said, "the likelihood is no number where the search began: give a start")
     if not found.converged:
         # A curvature is of use at a peak only.
-        return (*said, f"the search ended before the peak: {found.message}")
+        return (*said, f"the search ended before the peak: {found.message}", *_coarse(found))
     named = _collapsed(found) | _at_an_end(found, effects)
     named |= _flat(found, effects, set(named))
     said += named.values()
     others = [i for i, name in enumerate(found.names) if name not in named]
     said += _mixtures(found, others)
+    said += _coarse(found)
     ends = np.sort(found.ends)
     if len(ends) > 1 and not ends[1] < ends[0] + _SAME:
         said.append(f"only one of {len(ends)} starts found the best end: more of them may find a better one")
@@ -106,3 +110,22 @@ def _mixtures(found: Estimate, rows: list[int]) -> list[str]:
         return []
     names = [found.names[rows[i]] for i in np.flatnonzero(np.abs(way[:, 0]) > _PART)]
     return [f"{' and '.join(names)} make up for each other: the likelihood is flat along a mixture of them"]
+
+
+def _coarse(found: Estimate) -> list[str]:
+    """What rests on the tolerance of the solver."""
+    finer = found.finer
+    if finer is None or not finer.moved:
+        return []
+    at = f"at {finer.factor:g} of the solver's tolerances"
+    if not np.isfinite(finer.objective):
+        return [f"{at} the model cannot be solved at the estimate"]
+    had_peak = found.converged and np.all(np.isfinite([*found.standard_error.values()]))
+    if had_peak and not np.all(np.isfinite([*finer.errors.values()])):
+        return [f"{at} the estimate is at no peak: make rtol and atol smaller"]
+    changed = [f"the objective by {finer.objective:.2g}"] if abs(finer.objective) > _SAME else []
+    changed += [f"{name} by {by:.2g} standard errors" for name, by in finer.moved.items() if abs(by) > _MOVED]
+    changed += [
+        f"the error of {name} by {100 * by:.2g} %" for name, by in finer.errors.items() if abs(by) > _WIDER
+    ]
+    return [f"{at} change {', '.join(changed)}: make rtol and atol smaller"] if changed else []

@@ -15,6 +15,7 @@ from dtwin_jax.inference.density import Override, estimated
 from dtwin_jax.inference.doubts import EstimationWarning, doubts, failures
 from dtwin_jax.inference.effects import Effects
 from dtwin_jax.inference.estimated import Estimate
+from dtwin_jax.inference.finer import compared
 from dtwin_jax.inference.gauss_newton import inverse_of_peak
 from dtwin_jax.inference.marginal import Approximation, Marginal
 from dtwin_jax.inference.nodes import NETS, scattered
@@ -36,6 +37,7 @@ def estimate(  # noqa: PLR0913
     search: bool = True,
     max_steps: int = 500,
     starts: int = 1,
+    tighter: float | None = 0.5,
 ) -> Estimate:
     """Maximum likelihood estimates of a population.
 
@@ -57,6 +59,8 @@ def estimate(  # noqa: PLR0913
         search: False looks at the likelihood at `start` only.
         max_steps: of the search; iterations of "saem".
         starts: searches, of which the best counts; all but the first begin at draws from the priors.
+        tighter: what the solver's tolerances are multiplied by for a look at the end, of which
+            `Estimate.finer` tells; for it the model is compiled once more. None for no look.
 
     Raises:
         ValueError: data, priors or names that the population cannot use, or an approximation that does not
@@ -64,12 +68,15 @@ def estimate(  # noqa: PLR0913
 
     Warns:
         EstimationWarning: a search that did not end at a peak, a standard deviation that has collapsed, a
-            parameter at a bound, a flat likelihood, patients who fail: each named.
+            parameter at a bound, a flat likelihood, patients who fail, what rests on the solver's tolerance:
+            each named.
     """
     if by not in get_args(Approximation):
         raise ValueError(f"by: found {by!r}, expected one of {', '.join(get_args(Approximation))}")
     if nodes < 1:
         raise ValueError(f"nodes: found {nodes}, expected 1 or more")
+    if tighter is not None and not 0.0 < tighter < 1.0:
+        raise ValueError(f"tighter: found {tighter}, expected a number above 0 and below 1, or None")
     if draws < 1 or draws % NETS:
         raise ValueError(f"draws: found {draws}, expected a multiple of {NETS}")
     random = by in ("importance", "saem")
@@ -98,6 +105,8 @@ def estimate(  # noqa: PLR0913
     found = _finished(problem, cohort, *ended[int(np.argmin(totals))])
     constant = found.minus_two_log_likelihood - found.objective
     found = replace(found, ends=tuple((totals - constant).tolist()))
+    if tighter is not None and found.minus_two_log_likelihood < -PENALTY:
+        found = replace(found, finer=compared(problem, found, tighter))
     return _told(replace(found, warnings=doubts(found, effects)))
 
 

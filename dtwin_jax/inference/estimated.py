@@ -1,11 +1,42 @@
 """What an estimation of a population returns."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from dtwin_jax.inference.gauss_newton import inverse_of_peak
 from dtwin_jax.inference.marginal import Approximation
+
+
+@dataclass(frozen=True)
+class Finer:
+    """What a smaller tolerance of the solver makes of an estimate.
+
+    Attributes:
+        factor: of the tolerances; 1 where the model has none, and nothing was compared.
+        objective: its change at the estimate; NaN where the model could not be solved.
+        moved: name as in `Estimate.names` -> how far a step of Newton's goes, in standard errors; NaN where
+            the curvature is not that of a peak.
+        errors: the same name -> relative change of the standard error; NaN likewise.
+    """
+
+    factor: float
+    objective: float = 0.0
+    moved: Mapping[str, float] = field(default_factory=dict)
+    errors: Mapping[str, float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """One sentence."""
+        if not self.moved:
+            return "solver: the model is predicted without one, so there is no tolerance to compare"
+        said = f"solver: at {self.factor:g} of its tolerances the objective changes by {self.objective:.2g}"
+        if not np.all(np.isfinite([*self.moved.values(), *self.errors.values()])):
+            return f"{said}; there is no peak at which to compare more"
+        (far, move), (wide, change) = (
+            max(each.items(), key=lambda item: abs(item[1])) for each in (self.moved, self.errors)
+        )
+        return f"{said}, {far} by {move:.2g} standard errors, the error of {wide} by {100 * change:.2g} %"
 
 
 @dataclass(frozen=True)
@@ -39,6 +70,7 @@ class Estimate:
             less than 0.1.
         message: why the search ended.
         ends: objectives where the searches from several starts ended, in their order; one if there was one.
+        finer: what a smaller tolerance of the solver would change; None where it was not looked at.
         warnings: what a user must know before believing the estimate.
     """
 
@@ -64,6 +96,7 @@ class Estimate:
     converged: bool
     message: str
     ends: tuple[float, ...] = ()
+    finer: Finer | None = None
     warnings: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -74,7 +107,8 @@ class Estimate:
             share = 100.0 * error[name] / abs(value) if value else float("nan")
             lines.append(f"{name:16}{value:12.5g}{error[name]:12.3g}{sandwich[name]:12.3g}{share:10.1f}")
         shrunk = ", ".join(f"{name} {100 * each:.0f} %" for name, each in self.shrinkage.items())
-        return "\n".join([*lines, f"shrinkage: {shrunk}", *(f"! {each}" for each in self.warnings)])
+        lines += [f"shrinkage: {shrunk}", *([] if self.finer is None else [str(self.finer)])]
+        return "\n".join([*lines, *(f"! {each}" for each in self.warnings)])
 
     @property
     def told(self) -> str:

@@ -73,7 +73,8 @@ def climbed(
         gain = found.value - at.value[going]
         better = gain > 0.0  # not where it is NaN
         # Damping by how well the gain was foretold. Source: Nielsen 1999, IMM-REP-1999-05, DTU.
-        foretold = np.clip(np.where(better, gain / promised, 0.0), 0.0, 2.0)
+        foretold = np.divide(gain, promised, out=np.zeros_like(gain), where=better)
+        foretold = np.clip(foretold, 0.0, 2.0)
         less = damping[going] * np.maximum(1.0 / 3.0, 1.0 - (2.0 * foretold - 1.0) ** 3)
         damping[going] = np.where(better, np.maximum(less, 1e-12), damping[going] * growth[going])
         growth[going] = np.where(better, 2.0, growth[going] * 2.0)

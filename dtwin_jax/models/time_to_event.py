@@ -190,6 +190,11 @@ class TimeToEvent:
         """Prepared for forward- or reverse-mode derivatives."""
         return TimeToEvent(self.model.differentiated(mode))
 
+    def tightened(self, factor: float, record: Record) -> "TimeToEvent | None":
+        """The predictor with tolerances `factor` times as large; None where there are none."""
+        finer = self.model.tightened(factor, record)
+        return None if finer is None else TimeToEvent(finer)
+
     def predict(self, p: Any, record: Record) -> dict[str, Any]:
         """Channel -> distribution, those of the model and `event`."""
         seen = dict(record.observations)

@@ -9,7 +9,8 @@ from small_models import Inputs, Params, exact, stepped
 
 from dtwin_jax.core.predictor import Predictor
 from dtwin_jax.core.record import Record, Series
-from dtwin_jax.core.signal import Doses
+from dtwin_jax.core.signal import Doses, Sampled
+from dtwin_jax.dynamics.filtering.swarm import ParticleFilter
 from dtwin_jax.dynamics.model import expect
 
 DOSES = Inputs(iv=Doses([0.0, 6.0], [100.0, 50.0]))
@@ -40,6 +41,18 @@ def test_preparing_for_a_mode_changes_the_solver_only():
     forward = stepped.differentiated("forward")
     assert replace(forward, solver=stepped.solver) == stepped
     assert forward.solver != stepped.solver
+
+
+def test_only_what_a_solver_solves_has_a_tolerance():
+    record, half = Record(DOSES, {}), stepped.solver.tightened(0.5)
+    assert exact.tightened(0.5, record) is None
+    assert stepped.tightened(0.5, record) == replace(stepped, solver=half)
+    varying = Inputs(iv=DOSES.iv, clearance_ratio=Sampled([0.0, 9.0], [1.0, 2.0]))
+    # A flow holds for constant inputs only.
+    assert exact.tightened(0.5, Record(varying, {})).solver == exact.solver.tightened(0.5)
+    noisy = replace(exact, diffusion=exact.drift)
+    assert noisy.tightened(0.5, record).filter.solver == noisy.filter.solver.tightened(0.5)
+    assert replace(noisy, filter=ParticleFilter()).tightened(0.5, record) is None
 
 
 @pytest.mark.parametrize("model", [exact, stepped], ids=["flow", "solver"])

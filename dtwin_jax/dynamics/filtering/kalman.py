@@ -54,6 +54,10 @@ class ExtendedKalman:
         """The filter prepared for forward- or reverse-mode derivatives."""
         return replace(self, solver=self.solver.differentiated(mode))
 
+    def tightened(self, factor: float) -> "ExtendedKalman":
+        """The filter with tolerances `factor` times as large."""
+        return replace(self, solver=self.solver.tightened(factor))
+
     def start(self, body: Body) -> Gaussian:
         """The belief before any measurement."""
         return Gaussian(body.start(), jnp.diag(body.spread() ** 2))
