@@ -34,11 +34,12 @@ class Schema:
 class Predictor(Protocol):
     """Anything that predicts a record from parameters: an ODE model, a Markov chain, a risk score.
 
-    Four optional methods: `schema()` lets files be read for it; `differentiated(mode)` returns the
+    Five optional methods: `schema()` lets files be read for it; `differentiated(mode)` returns the
     predictor prepared for forward- or reverse-mode differentiation, for those to whom it matters;
-    `predict_cohort(p, record)` is `predict` of many patients where that is faster than one by one; and
-    `check_record(record, where)`, of itself or of its `noise`, raises a ValueError that begins with `where`
-    and names what it cannot use of a record.
+    `predict_cohort(p, record)` is `predict` of many patients where that is faster than one by one;
+    `tightened(factor, record)` returns it with its solver's tolerances `factor` times as large, None where
+    such a record needs no solver; and `check_record(record, where)`, of itself or of its `noise`, raises a
+    ValueError that begins with `where` and names what it cannot use of a record.
     """
 
     name: str
