@@ -17,7 +17,15 @@ from scipy import integrate, stats
 import dtwin_jax as dt
 from dtwin_jax.core.predictor import PENALTY, central, check_record, log_likelihood
 from dtwin_jax.core.quantity import assign, param, var
-from dtwin_jax.dynamics.residual import additive, log_normal, positive, proportional, quantified
+from dtwin_jax.dynamics.residual import (
+    additive,
+    log_normal,
+    positive,
+    power,
+    proportional,
+    quantified,
+    student_t,
+)
 from dtwin_jax.dynamics.truncated import Truncated
 
 LOQ = 0.5
@@ -28,6 +36,9 @@ class Params(eqx.Module):
     sd: dt.Scalar = param(0.4, "mg/L", dt.lognormal(0.4, log_sd=1.0))
     cv: dt.Scalar = param(0.2, "1")
     lloq: dt.Scalar = param(LOQ, "mg/L")
+    power: dt.Scalar = param(0.7, "1")
+    reference: dt.Scalar = param(2.0, "mg/L")
+    df: dt.Scalar = param(4.0, "1")
 
 
 class Inputs(eqx.Module):
@@ -217,7 +228,7 @@ def test_a_value_below_the_limit_has_no_place_in_m2():
 
 
 def test_errors_have_their_units():
-    for noise in (quantified(additive), positive(proportional)):
+    for noise in (quantified(additive), positive(proportional), power, student_t(power)):
         assert not [fault for fault in dt.check_model(replace(decay, noise=noise)) if "noise" in fault]
 
 
