@@ -15,6 +15,7 @@ _HOME = {
     "core.occasions": ("with_occasions",),
     "core.record": ("Cohort", "Record", "Series", "buckets", "scenario", "stack"),
     "core.predictor": ("Predictor", "log_likelihood"),
+    "dynamics.autocorrelated": ("autocorrelated",),
     "dynamics.check": ("check_model",),
     "dynamics.couple": ("couple",),
     "dynamics.hybrid": ("hybrid", "informed", "with_prior", "with_weights"),
