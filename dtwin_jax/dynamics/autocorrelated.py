@@ -40,16 +40,21 @@ def autocorrelated(f: Any, tau: float, prior: Prior | None = None, *, channel: s
     beside measurements (posterior checks, NPDE) are therefore one step ahead.
 
     Args:
-        f: a model with normal or log-normal errors; of one with a diffusion the errors have no such form.
+        f: a model with normal or log-normal errors, without diffusion.
         tau: time after which the correlation is 1/e, in the model's unit.
         prior: of the same.
         channel: the only one whose errors are so; another may be wrapped again. All, where none is named.
 
     Raises:
-        ValueError: a channel that `f` has not, or whose errors are so already.
+        ValueError: a channel that `f` has not, or whose errors are so already; or a model whose filter takes
+            errors for independent.
     """
     if not tau > 0:
         raise ValueError(f"autocorrelated: found tau {tau!r}, expected a time above 0")
+    if getattr(f, "diffusion", None) is not None:
+        raise ValueError(
+            f"autocorrelated: {f.name} has a diffusion, and its filter takes errors for independent"
+        )
     outputs = sorted(f.schema().outputs)
     if channel and channel not in outputs:
         raise ValueError(f"autocorrelated: {f.name} has no channel {channel!r}; it has {outputs}")

@@ -229,6 +229,8 @@ def test_what_it_cannot_take_is_refused():
     heavy = autocorrelated(replace(decay, noise=student_t(combined)), TAU)
     with pytest.raises(ValueError, match="the error of 'drug' is StudentT"):
         heavy.predict(heavy.params(), RECORD)
+    with pytest.raises(ValueError, match="decay has a diffusion"):
+        autocorrelated(replace(decay, diffusion=lambda t, x, u, p: x), TAU)
     with pytest.raises(ValueError, match="expected a time above 0"):
         autocorrelated(decay, 0.0)
     with pytest.raises(ValueError, match="no channel 'glucose'"):
