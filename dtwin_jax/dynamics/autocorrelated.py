@@ -192,11 +192,11 @@ def _wider(kind: type, name: str, value: float, unit: str, prior: Prior | None) 
 
 
 def _joined(past: Series, own: Series) -> Series:
-    if past.limit is None and own.limit is None:
-        return jax.tree.map(
-            lambda a, b: jnp.concatenate([jnp.asarray(a), jnp.asarray(b)], axis=-1), past, own
-        )
-    return own if own.limit is not None else past
+    if past.limit is not None:
+        return past
+    fields = ("time", "value", "mask", "censor", "after")
+    both = lambda name: [jnp.asarray(getattr(one, name)) for one in (past, own)]  # noqa: E731
+    return replace_fields(own, {name: jnp.concatenate(both(name), axis=-1) for name in fields})
 
 
 def _given_before(d: Any, series: Series, tau: Any) -> tuple[Any, Any]:

@@ -155,7 +155,8 @@ def test_a_plan_without_measurements_is_predicted_as_by_the_model():
 
 def test_what_was_measured_in_the_past_is_known_wherever_it_stands_in_time(likelihood):
     early = np.array([True, False, True, True, False])
-    past, own = (dt.Series(DRUG.time, DRUG.value, mask=mask) for mask in (early, ~early))
+    past = dt.Series(DRUG.time, DRUG.value, mask=early, censor=np.zeros(5, int))
+    own = dt.Series(DRUG.time, DRUG.value, mask=~early)
     record = dt.Record(Inputs(), {"drug": own}, past={"drug": past})
     found = likelihood(remembering, remembering.params(), record)["drug"]
     mean, _, covariance = moments(DRUG, 1.0, THETA)
