@@ -115,6 +115,8 @@ def _series_log_likelihood(predicted: Any, series: Series) -> Any:
 
 
 def _log_density(predicted: Any, series: Series, rows: Any) -> Any:
+    if not series.limited:
+        return _differentiate_at(predicted, rows).log_prob(series.value)
     at = {code: _differentiate_at(predicted, rows & (series.censor == code)) for code in (BELOW, SEEN, ABOVE)}
     below = log_cdf(at[BELOW], series.value)
     if series.limit is not None:

@@ -24,7 +24,8 @@ from dtwin_jax.dynamics.steady import lost_in, restarted, with_restarts
 from dtwin_jax.dynamics.vector import packing
 
 # Up to this many events, a solve stops at the events only and interpolates the wanted times, which costs
-# every piece a pass over all of them; with more, it stops at each wanted time too.
+# every piece a pass over all of them; with more, it stops at each wanted time too. An exact solution takes
+# them in one pass.
 FEW_EVENTS = 4
 
 
@@ -127,11 +128,14 @@ def _solve_by_flow(model: Any, p: Any, inputs: Any, pieces: Pieces, times: Any, 
     # States stay apart here: in one vector, a cohort's would lie with the short axis last.
     start = jax.tree.map(lambda x: jnp.asarray(x, float), model.init(p))
     rows = (bounds[:-1], bounds[1:], pieces.held, pieces.amount, pieces.restart)
-    _, starts = jax.lax.scan(cross, start, rows)
+    # A few pieces in a row are compiled into the loops over measurements, which halves a gradient's time.
+    few = pieces.event.shape[0] <= FEW_EVENTS
+    _, starts = jax.lax.scan(cross, start, rows, unroll=few)
     index = piece_of(pieces.event, times, after)
     acting = _inputs_in(inputs, pieces, times, index)
     # Looked up before the flow, not in it, where they would keep its exponentials from being vectorised.
-    begin, x = jax.tree.map(lambda leaf: leaf[index], (bounds, starts))
+    look = _select if few else jnp.take
+    begin, x = jax.tree.map(lambda leaf: look(leaf, index), (bounds[:-1], starts))
     found = jax.vmap(lambda dt, x, u: model.flow(dt, x, u, p))(times - begin, x, acting)
     pack, _ = packing(jax.eval_shape(lambda: start))
     states = jax.vmap(pack)(found)
@@ -141,6 +145,14 @@ def _solve_by_flow(model: Any, p: Any, inputs: Any, pieces: Pieces, times: Any, 
     finite = jnp.all(jnp.isfinite(states))
     outcome = jnp.where(finite, int(Outcome.SOLVED), int(Outcome.NOT_FINITE))
     return Solution(states, acting, outcome, jnp.asarray(0))
+
+
+def _select(few: Any, index: Any) -> Any:
+    """`few[index]` without an indirection, for a leading axis of a few."""
+    found = jnp.broadcast_to(few[0], index.shape)
+    for k in range(1, few.shape[0]):
+        found = jnp.where(index == k, few[k], found)
+    return found
 
 
 def _solve_by_steps(

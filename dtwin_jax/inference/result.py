@@ -16,7 +16,7 @@ from dtwin_jax.core.files import replacing
 from dtwin_jax.core.predictor import PENALTY
 from dtwin_jax.core.prior import prior_from_dict
 from dtwin_jax.core.quantity import Quantity, quantities, replace_fields, values
-from dtwin_jax.core.record import Cohort, Record, Series
+from dtwin_jax.core.record import SEEN, Cohort, Record, Series
 from dtwin_jax.core.rules import Rules, columns, from_columns
 from dtwin_jax.core.signal import SIGNALS, AbstractSignal, Doses
 from dtwin_jax.inference.covariate import covariate_from_dict
@@ -173,6 +173,8 @@ def cohort_of(f: Any, tree: Any) -> Cohort:
         flags = {
             field: observed[f"{name}_{field}"].values for field in fields if f"{name}_{field}" in observed
         }
+        if np.all(flags["censor"] == SEEN):
+            del flags["censor"]
         series[str(name)] = Series(observed[f"{name}_time"].values, value, **flags)
     inputs = {}
     for name, kind in json.loads(constant.attrs["inputs"]).items():

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from dtwin_jax.core.quantity import replace_fields
-from dtwin_jax.core.record import Record, Series
+from dtwin_jax.core.record import SEEN, Record, Series
 from dtwin_jax.core.rules import DURATION, NOTHING, RESET, STEADY, Restarts, Rules
 from dtwin_jax.core.signal import Doses, Sampled, Steps
 from dtwin_jax.core.units import UnitError, compatible, convert, product
@@ -85,7 +85,8 @@ def _record(
         if target.kind == OUTPUT or told["dose"][start]:
             first = min(first, float(time[0]))
         if target.kind == OUTPUT:
-            censor, after = told["censor"][start:end], told["after"][start:end]
+            censor = told["censor"][start:end] if np.any(told["censor"][start:end] != SEEN) else None
+            after = told["after"][start:end]
             limit = told["limit"][start:end] if np.isfinite(told["limit"][start:end]).any() else None
             observations[target.name] = Series(time, value, censor=censor, after=after, limit=limit)
         elif told["dose"][start]:

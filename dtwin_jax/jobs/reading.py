@@ -128,7 +128,7 @@ def _windowed(job: Job, record: Record) -> Record:
             series.time[kept],
             series.value[kept],
             mask=series.mask[kept],
-            censor=series.censor[kept],
+            censor=series.censor[kept] if series.limited else None,
             after=series.after[kept],
             limit=None if series.limit is None else series.limit[kept],
         )

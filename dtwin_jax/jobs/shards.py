@@ -21,7 +21,7 @@ import numpy as np
 
 from dtwin_jax.core.predictor import check_record
 from dtwin_jax.core.quantity import replace_fields
-from dtwin_jax.core.record import Cohort, Record, Series, stack
+from dtwin_jax.core.record import SEEN, Cohort, Record, Series, stack
 from dtwin_jax.core.rules import no_rules, padded
 from dtwin_jax.core.signal import SIGNALS, AbstractSignal, Doses
 from dtwin_jax.inference.nuts import Nuts
@@ -89,7 +89,11 @@ class Room:
             count = len(signals[name].time)
             rules = padded(no_rules(count), count, restarts, overlap)
             signals[name] = Doses(*signals[name].plain("a plan"), rules=rules)
-        channels = {name: Series(np.full(length, start)) for name, length in self.channels.items()}
+        # As if values could be beyond a limit, since in another shard they may: all run one program.
+        channels = {
+            name: Series(np.full(length, start), censor=np.full(length, SEEN))
+            for name, length in self.channels.items()
+        }
         return Record(replace_fields(like.inputs, signals), channels, dict(like.known), like.t0)
 
 

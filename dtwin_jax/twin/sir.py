@@ -142,9 +142,7 @@ def _weighed(problem: Objective, proposal: Mixture, key: Any, draws: int) -> _Ro
 def _doubts(last: _Round, draws: int) -> list[str]:
     said, k = [], last.pareto_k
     if k > _TRUSTED:
-        said.append(
-            f"weights cannot be trusted: Pareto k {k:.2f}, above {_TRUSTED}; take more rounds"
-        )
+        said.append(f"weights cannot be trusted: Pareto k {k:.2f}, above {_TRUSTED}; take more rounds")
     if last.effective < _FEWEST:
         said.append(f"draws are worth {last.effective:.0f} only: take more of them, or more rounds")
     if last.lost:

@@ -264,9 +264,24 @@ def test_new_numbers_do_not_retrace():
         traces.append(p)
         return jnp.sum(likelihood(Decay(), p, record))
 
-    total(Params(), observed())
+    total(Params(), observed(censor=[0, 0, 0, -1]))
     total(Params(rate=0.3), observed(values=VALUES + 1.0, censor=[-1, 0, 0, 1]))
     assert len(traces) == 1
+
+
+def test_tails_are_left_out_where_no_value_can_be_beyond_a_limit():
+    plain, limited = observed(), observed(censor=[0, 0, 0, 0])
+    assert not plain.observations["concentration"].limited
+    assert limited.observations["concentration"].limited
+    for record in (plain, limited):
+        text = jax.jit(lambda p, r: likelihood(Decay(), p, r)).lower(Params(), record).as_text()
+        assert ("erf" in text) == (record is limited)
+    both = [total_and_gradient(Decay(), record) for record in (plain, limited)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-14), *both)
+    # One patient with a limit is enough for the cohort.
+    cohort = stack({"a": plain, "b": observed(censor=[-1, 0, 0, 0])})
+    assert cohort.record.observations["concentration"].limited
+    assert not stack({"a": plain, "b": plain}).record.observations["concentration"].limited
 
 
 def test_a_cohort_is_the_loop_over_its_patients():
