@@ -7,12 +7,16 @@ posteriordb (8), and the theophylline population in closed form (43). Same model
 chains, warm-up and draws for all, each with its other settings as they come. `--stan` names the Python of an
 environment with `httpstan`; without it Stan is left out. Stan's models are in `benchmarks/stan`, and of Stan
 only the sampler's processor time counts; ours is all that `calibrate` does, diagnostics and predictions too.
+Two further rates: after the warm-up alone, and of the first fit in a new process, with all compilation.
 """
 
 import argparse
 import json
+import os
+import resource
 import subprocess
 import tempfile
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,11 +46,13 @@ from dtwin_jax.inference.calibrate import calibrate
 from dtwin_jax.inference.compiling import compiling_seconds
 from dtwin_jax.inference.nuts import Nuts
 from dtwin_jax.inference.population import Population
+from dtwin_jax.inference.run import after_block
 from dtwin_jax.io.table import read_table
 from dtwin_jax.models import minimal_model, one_compartment
 
 CHAINS = 4
-SHOWN = ("ess_per_cpu_s", "times_stan", "min_bulk_ess", "cpu_s", "furthest_apart_in_sd", "leapfrogs_mean")
+RATES = ("ess_per_cpu_s", "ess_per_sampling_cpu_s", "ess_per_first_cpu_s")
+SHOWN = (*RATES, "times_stan", "min_bulk_ess", "cpu_s", "furthest_apart_in_sd", "leapfrogs_mean")
 MIXED = 8.0  # min, from which on the injected glucose has mixed
 
 
@@ -254,6 +260,8 @@ def ours(problem: Problem, method: Nuts) -> Callable[[int], dict]:
     """`draw(seed)` by `calibrate`."""
 
     def draw(seed: int) -> dict[str, Any]:
+        ends: list[float] = []
+        token = after_block.set(lambda: ends.append(time.process_time()))
         tree = calibrate(
             problem.f,
             problem.data,
@@ -262,6 +270,7 @@ def ours(problem: Problem, method: Nuts) -> Callable[[int], dict]:
             method=method,
             progress=False,
         )
+        after_block.reset(token)
         found = {name: tree["posterior"][name].values for name in problem.names}
         stats = tree["sample_stats"]
         return {
@@ -269,6 +278,8 @@ def ours(problem: Problem, method: Nuts) -> Callable[[int], dict]:
             "leapfrogs": stats["n_steps"].values,
             "diverging": stats["diverging"].values,
             "compile_s": tree.attrs["compile_seconds"],
+            # The last blocks are of the draws that are kept.
+            "sampling_cpu_s": ends[-1] - ends[-1 - method.draws // method.block],
         }
 
     return draw
@@ -308,7 +319,19 @@ def plain(problem: Problem, method: Nuts) -> Callable[[int], dict]:
 def by_stan(problem: Problem, method: Nuts, python: Path) -> Callable[[int], dict]:
     """`draw(seed)` by Stan, in a process of its own."""
     script, model = FOLDER / "stan_draws.py", FOLDER / "stan" / f"{problem.stan}.stan"
-    subprocess.run([python, script, model], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    # Compiled anew, to time it: httpstan keeps compiled models there.
+    cache = tempfile.TemporaryDirectory()
+
+    def run(*arguments: Path, **kwargs: Any) -> None:
+        env = os.environ | {"XDG_CACHE_HOME": cache.name}
+        subprocess.run(
+            [python, script, model, *arguments], check=True, env=env, stdout=subprocess.DEVNULL, **kwargs
+        )
+
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    run(stderr=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    compiling = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     near = {name: np.asarray(value).tolist() for name, value in problem.near.items()}
     if problem.stan == "theophylline":
         near["typical"] = [near.pop(f"{name}_pop") for name in theophylline.VARY]
@@ -320,11 +343,13 @@ def by_stan(problem: Problem, method: Nuts, python: Path) -> Callable[[int], dic
         with tempfile.TemporaryDirectory() as folder:
             settings, result = Path(folder) / "settings.json", Path(folder) / "result.json"
             settings.write_text(json.dumps(asked))
-            subprocess.run([python, script, model, settings, result], check=True, stdout=subprocess.DEVNULL)
+            run(settings, result)
             found = json.loads(result.read_text())
         draws = {name: np.asarray(found["draws"][theirs]) for name, theirs in problem.names.items()}
-        leapfrogs, diverging = np.asarray(found["leapfrogs"]), np.asarray(found["diverging"])
-        return {"draws": draws, "leapfrogs": leapfrogs, "diverging": diverging, "cpu_s": found["cpu_s"]}
+        arrays = {name: np.asarray(found[name]) for name in ("leapfrogs", "diverging")}
+        seconds = {name: found[name] for name in ("cpu_s", "sampling_cpu_s")}
+        seconds["first_cpu_s"] = compiling + seconds["cpu_s"]
+        return {"draws": draws} | arrays | seconds
 
     return draw
 
@@ -339,11 +364,17 @@ def summarised(runs: list[dict], names: Any) -> dict[str, Any]:
     """Of the runs of one program: least bulk ESS, worst R-hat, seconds, means and sds."""
     ess = [min(float(array_stats.ess(run["draws"][n])) for n in names) for run in runs]
     cpu = [run["cpu_s"] for run in runs]
+    sampling = [run.get("sampling_cpu_s", float("nan")) for run in runs]
+    first = [run["first_cpu_s"] for run in runs]
     each = {n: np.concatenate([run["draws"][n].ravel() for run in runs]) for n in names}
     rate = [e / c for e, c in zip(ess, cpu, strict=True)]
     return {
         "ess_per_cpu_s": float(np.mean(rate)),
         "ess_per_cpu_s_each": rate,
+        "ess_per_sampling_cpu_s": float(np.mean(np.divide(ess, sampling))),
+        "ess_per_first_cpu_s": float(np.mean(np.divide(ess, first))),
+        "sampling_cpu_s": sampling,
+        "first_cpu_s": first,
         "min_bulk_ess": ess,
         "cpu_s": cpu,
         "compile_s": [run["compile_s"] for run in runs],
@@ -365,12 +396,13 @@ def compared(problem: Problem, method: Nuts, seeds: int, plain_seeds: int, pytho
     else:
         calls["Stan"] = by_stan(problem, method, python)
     runs: dict[str, list[dict]] = {name: [] for name in calls}
-    measured(calls["dtwin_jax"], seeds)  # compiles
+    first = measured(calls["dtwin_jax"], seeds)["cpu_s"]  # compiles
     for seed in range(seeds):
         for name, draw in calls.items():
             if name == "NumPyro by hand" and seed >= plain_seeds:
                 continue
-            runs[name].append(measured(draw, seed))
+            run = measured(draw, seed)
+            runs[name].append({"first_cpu_s": first if name == "dtwin_jax" else run["cpu_s"]} | run)
             print(problem.stan, name, seed, round(runs[name][-1]["cpu_s"], 2), "CPU s", flush=True)
     figures = {name: summarised(found, problem.names) for name, found in runs.items()}
     judge = figures[list(figures)[-1]]

@@ -5,11 +5,13 @@
 PYTHON is that of an environment with `httpstan` and `setuptools<80`, apart from this project's. With MODEL
 alone the model is compiled, once for all runs. SETTINGS holds `data`, `inits` (one a chain), `warmup`,
 `draws`, `seed` and `names` as Stan writes them (`typical.1`); RESULT gets `draws`, name -> (chain, draw),
-`leapfrogs` and `diverging`, (chain, draw), and `cpu_s`. httpstan's HTTP layer is not used.
+`leapfrogs` and `diverging`, (chain, draw), `cpu_s`, and `sampling_cpu_s`, the share of it after the warm-up
+by Stan's own clock. httpstan's HTTP layer is not used.
 """
 
 import asyncio
 import json
+import re
 import socket
 import sys
 import tempfile
@@ -42,8 +44,15 @@ def read(connection: socket.socket, messages: list[dict]) -> None:
         messages.extend(json.loads(line) for line in lines)
 
 
-def chain(module: Any, asked: dict, number: int) -> tuple[list[dict], float]:
-    """Values of every draw kept, and the seconds of processor time that Stan's function took."""
+def sampling_share(messages: list[dict]) -> float:
+    """The part of a chain's time that came after its warm-up."""
+    told = " ".join(str(each["values"]) for each in messages if each["topic"] == "logger")
+    found = {part: float(s) for s, part in re.findall(r"([0-9.e-]+) seconds \((Sampling|Total)\)", told)}
+    return found["Sampling"] / found["Total"]
+
+
+def chain(module: Any, asked: dict, number: int) -> tuple[list[dict], float, float]:
+    """Values of every draw kept, the processor seconds of Stan's function, and the share after warm-up."""
     given = {
         name: arguments.lookup_default(arguments.Method.SAMPLE, name)
         for name in arguments.function_arguments(_SAMPLER, module)
@@ -78,9 +87,8 @@ def chain(module: Any, asked: dict, number: int) -> tuple[list[dict], float]:
         receiver.join()
     if code:
         raise SystemExit(f"Stan ended with code {code}: {[m['values'] for m in messages[-3:]]}")
-    return [
-        each["values"] for each in messages if each["topic"] == "sample" and "lp__" in each["values"]
-    ], took
+    draws = [each["values"] for each in messages if each["topic"] == "sample" and "lp__" in each["values"]]
+    return draws, took, sampling_share(messages)
 
 
 def main() -> None:
@@ -91,13 +99,14 @@ def main() -> None:
     found = [chain(module, asked, number) for number in range(len(asked["inits"]))]
 
     def column(name: str) -> list[list[float]]:
-        return [[draw[name] for draw in draws] for draws, _ in found]
+        return [[draw[name] for draw in draws] for draws, *_ in found]
 
     result = {
         "draws": {name: column(name) for name in asked["names"]},
         "leapfrogs": column("n_leapfrog__"),
         "diverging": column("divergent__"),
-        "cpu_s": sum(seconds for _, seconds in found),
+        "cpu_s": sum(seconds for _, seconds, _ in found),
+        "sampling_cpu_s": sum(seconds * share for _, seconds, share in found),
     }
     Path(sys.argv[3]).write_text(json.dumps(result))
 

@@ -49,6 +49,8 @@ Example: dtwin calibrate study.toml
   vary = ["CL", "V"]                # or { CL = { halfnormal = 0.5 } }
   correlation = 2.0                 # LKJ prior; absent: independent
   centred = true                    # absent: decided by the data
+  blocks = [["CL", "V"]]            # correlated with each other, with no others; absent: all are
+  occasions = ["CL"]                # changes between occasions, of a column OCC; or with priors, as vary
   [[population.covariates]]
   parameter = "CL"
   name = "weight"

@@ -19,6 +19,14 @@ def beginnings(count: int) -> tuple[str, ...]:
     return tuple(f"occasion_{k}" for k in range(2, count + 1))
 
 
+def occasions_in(known: Iterable[str]) -> int:
+    """How many occasions a patient has at most, of whom facts of these names are known."""
+    names, count = set(known), 1
+    while beginnings(count + 1)[-1] in names:
+        count += 1
+    return count
+
+
 def begun(
     patients: Iterable[str], times: Iterable[float], occasions: Iterable[float]
 ) -> dict[str, list[float]]:

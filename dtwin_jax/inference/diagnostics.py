@@ -153,9 +153,11 @@ def _divergences(stats: Any) -> list[str]:
 def _grouped(table: Any, individual: dict[str, str]) -> list[list[tuple[str, float, float]]]:
     """(variable, R-hat, least ESS) of what is not good enough, a parameter's patients together."""
     groups: dict[str, list[tuple[str, float, float]]] = {}
-    for name in map(str, table["variable"].values):
-        row = table.sel(variable=name)
-        r_hat, ess = float(row["r_hat"]), float(min(row["ess_bulk"], row["ess_tail"]))
+    least = np.minimum(table["ess_bulk"].values, table["ess_tail"].values).tolist()
+    for variable, r_hat, ess in zip(
+        table["variable"].values, table["r_hat"].values.tolist(), least, strict=True
+    ):
+        name = str(variable)
         # One chain has no R-hat, which is told apart; NaN in the ESS is draws that do not move.
         if not ess >= ESS_LIMIT or r_hat > R_HAT_LIMIT:
             groups.setdefault(individual.get(name, name), []).append((name, r_hat, ess))

@@ -84,6 +84,7 @@ class Reading:
         shape: how an input's values stand between their times where the caller did not say.
         after: whether a measurement beside which no dose stands is made after what happens at its time: a
             dose that comes with a lag, or an additional one.
+        begins: rows with which the second occasion of a patient begins, and those after it.
     """
 
     columns: Columns
@@ -91,6 +92,7 @@ class Reading:
     facts: Facts
     shape: str
     after: bool = False
+    begins: tuple[int, ...] = ()
 
     @property
     def when(self) -> np.ndarray:

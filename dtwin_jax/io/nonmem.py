@@ -1,11 +1,12 @@
 """Tables in the form of NONMEM: one row an event, `ID, TIME, AMT, RATE, DV, EVID, MDV, CMT` and covariates.
 
 Beside these: `DVID` names the output, `UNIT` the unit of AMT or DV of the row, `CENS` (1 below, -1 above),
-`LLOQ` and `LIMIT` tell of values beyond the limits of an assay; `ADDL`, `II`, `SS` and `DUR` of doses. A
-model with a parameter `lloq` or `lloq_<output>` (method M2) knows it from `LLOQ`, in the unit of DV. Times
-may be those of a day (`8:30`), with `DATE`, `DAT1`, `DAT2` or `DAT3`, and are then told in hours. A time that
-goes back at a reset (EVID 3 and 4) is told from the time before it. A dose that arrives with a lag at the
-time of a measurement is before it, as is an additional one.
+`LLOQ` and `LIMIT` tell of values beyond the limits of an assay; `ADDL`, `II`, `SS` and `DUR` of doses; `OCC`
+of occasions, each of which begins at its first row (`with_occasions`). A model with a parameter `lloq` or
+`lloq_<output>` (method M2) knows it from `LLOQ`, in the unit of DV. Times may be those of a day (`8:30`),
+with `DATE`, `DAT1`, `DAT2` or `DAT3`, and are then told in hours. A time that goes back at a reset (EVID 3
+and 4) is told from the time before it. A dose that arrives with a lag at the time of a measurement is before
+it, as is an additional one.
 """
 
 import re
@@ -43,6 +44,7 @@ FIXED: dict[str, Kind] = {
     "addl": "number",
     "ii": "number",
     "ss": "number",
+    "occ": "number",
 }
 
 # A longer number is a date without anything between its parts.
@@ -75,7 +77,23 @@ def read_events(source: Source, vocabulary: Vocabulary, carry: str = "forward") 
         _check_stated(columns, vocabulary, role, target)
         back = time if carry == "backward" and vocabulary.targets[target].kind == INPUT else None
         parts.append(_changes(columns, role, target, back))
-    return Reading(columns, time, join(parts), shape="steps", after=True)
+    return Reading(columns, time, join(parts), shape="steps", after=True, begins=_occasions(columns))
+
+
+def _occasions(columns: Columns) -> tuple[int, ...]:
+    """Rows with which an occasion of a patient begins, the first of each patient left out."""
+    if "occ" not in columns.numbers:
+        return ()
+    occasion, patient = columns.number("occ"), columns.patient
+    columns.refuse(np.isnan(occasion), "occ", "the occasion of every row, a number")
+    first = np.diff(patient, prepend=-1) != 0
+    begins = np.flatnonzero(first | (np.diff(occasion, prepend=np.nan) != 0))
+    pairs = np.stack([patient[begins], occasion[begins]], axis=1)
+    _, once = np.unique(pairs, axis=0, return_index=True)
+    again = np.zeros(len(patient), bool)
+    again[np.delete(begins, once)] = True
+    columns.refuse(again, "occ", "an occasion that has not ended: its rows follow each other")
+    return tuple(begins[~first[begins]].tolist())
 
 
 def _events(columns: Columns) -> np.ndarray:

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from dtwin_jax.core.occasions import with_occasions
 from dtwin_jax.core.quantity import replace_fields
 from dtwin_jax.core.record import SEEN, Record, Series
 from dtwin_jax.core.rules import DURATION, NOTHING, RESET, STEADY, Restarts, Rules
@@ -65,7 +66,22 @@ def records(
     for name, start, end in zip(columns.patients, starts[:-1], starts[1:], strict=True):
         mine = {key: array[start:end] for key, array in told.items()}
         found[name] = _record(mine, vocabulary.targets, reading.shape, inputs, t0)
-    return found
+    return _with_occasions(found, reading) if reading.begins else found
+
+
+def _with_occasions(found: dict[str, Record], reading: Reading) -> dict[str, Record]:
+    """The records, each with the times at which its occasions begin."""
+    columns, rows = reading.columns, np.asarray(reading.begins)
+    patient = columns.patient[rows]
+    count = 1 + int(np.bincount(patient).max())
+    # An occasion may begin at the time of the row before, of which nothing is to be told apart.
+    start = np.asarray([float(found[columns.patients[who]].t0) for who in patient])
+    before = np.where(np.diff(patient, prepend=-1) == 0, np.roll(reading.time[rows], 1), start)
+    late = np.zeros(len(columns.patient), bool)
+    late[rows] = ~(reading.time[rows] > before)
+    columns.refuse(late, "occ", "a later time than that at which the occasion before began")
+    times = {name: reading.time[rows[patient == i]] for i, name in enumerate(columns.patients)}
+    return {name: with_occasions(record, times[name].tolist(), count) for name, record in found.items()}
 
 
 def _record(

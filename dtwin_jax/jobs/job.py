@@ -58,12 +58,14 @@ class CovariateSection(Section):
 
 
 class PopulationSection(Section):
-    """What varies between patients, as `Population` has it."""
+    """What varies between patients, as `Population` has it, and between occasions of the table (OCC)."""
 
     vary: list[str] | dict[str, PriorValue]
     covariates: list[CovariateSection] = Field(default_factory=list)
     correlation: float | None = Field(None, gt=0)
     centred: bool | None = None
+    blocks: list[list[str]] = Field(default_factory=list)
+    occasions: list[str] | dict[str, PriorValue] = Field(default_factory=list)
 
 
 class ForecastSection(Plan):

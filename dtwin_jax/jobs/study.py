@@ -6,11 +6,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from dtwin_jax.core.occasions import occasions_in
 from dtwin_jax.core.predictor import check_cohort
 from dtwin_jax.core.record import Cohort, Record, stack
 from dtwin_jax.inference.covariate import Covariate, linear, power
 from dtwin_jax.inference.laplace import Laplace
 from dtwin_jax.inference.nuts import Nuts
+from dtwin_jax.inference.occasions import Occasions
 from dtwin_jax.inference.population import Population, density_of
 from dtwin_jax.jobs.checks import covariate_units
 from dtwin_jax.jobs.document import Fault
@@ -74,9 +76,9 @@ def prepare(job: Job) -> Study:
     """
     spec = job.spec
     records = read_all(job)
-    f, priors = population_of(job), dict(spec.priors)
     # What can be said only of the data and the priors together is said of the place that it is about.
     cohort = checked(job, ("data", "file"), lambda: stack(records))
+    f, priors = population_of(job, cohort), dict(spec.priors)
     checked(job, ("data", "file"), lambda: check_cohort(job.predictor, cohort))
     checked(job, ("priors",), lambda: density_of(f, priors, tuple(cohort.record.known)))
     _check_covariates(job, cohort)
@@ -100,8 +102,8 @@ def _held_out(job: Job, cohort: Cohort) -> HeldOut | None:
     return HeldOut(kept, record, last)
 
 
-def population_of(job: Job) -> Any:
-    """The predictor of a job, or its `Population`."""
+def population_of(job: Job, cohort: Cohort) -> Any:
+    """The predictor of a job, or its `Population` with as many occasions as `cohort` has."""
     section = job.spec.population
     if section is None:
         return job.predictor
@@ -117,8 +119,20 @@ def population_of(job: Job) -> Any:
         )
         for row in section.covariates
     )
-    vary = dict(section.vary) if isinstance(section.vary, dict) else tuple(section.vary)
-    return Population(job.predictor, vary, covariates, section.correlation, section.centred)
+    vary, blocks = _plain(section.vary), tuple(map(tuple, section.blocks))
+    how = (covariates, section.correlation, section.centred, blocks)
+    if not section.occasions:
+        return checked(job, ("population",), lambda: Population(job.predictor, vary, *how))
+    count = occasions_in(cohort.record.known)
+    if count < 2:
+        fault = Fault(("population", "occasions"), "no patient of the table has a second one", "a column OCC")
+        raise job.document.error([fault])
+    occasions = Occasions(count, _plain(section.occasions))
+    return checked(job, ("population",), lambda: Population(job.predictor, vary, *how, occasions))
+
+
+def _plain(vary: Any) -> Any:
+    return dict(vary) if isinstance(vary, dict) else tuple(vary)
 
 
 def _check_covariates(job: Job, cohort: Cohort) -> None:

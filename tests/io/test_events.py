@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from dtwin_jax.core.occasions import NEVER
 from dtwin_jax.core.predictor import check_cohort
 from dtwin_jax.core.quantity import param
 from dtwin_jax.core.record import stack
@@ -315,3 +316,31 @@ def test_a_model_with_a_limit_knows_it_from_the_table_in_the_unit_of_its_measure
     assert "found 60 for 'lloq_concentration', expected 50, as on line 3" in refusal(
         read, text.replace("1,9,.,0,1,.,.,50", "1,9,70,0,0,.,.,60"), f=limited, units={"DV": "ug/L"}
     )
+
+
+OCC = "ID,TIME,CMT,AMT,EVID,DV,OCC\n"
+
+
+def test_occasions_begin_at_their_first_rows(read):
+    first = "1,0,1,100,1,.,1\n1,2,.,.,0,3,1\n1,24,1,100,1,.,2\n1,26,.,.,0,4,2\n1,48,.,.,0,1,7\n"
+    found = read(OCC + first + "2,0,1,50,1,.,3\n2,4,.,.,0,2,3\n")
+    assert [float(found["1"].known[name]) for name in ("occasion_2", "occasion_3")] == [24.0, 48.0]
+    # Those that the second patient lacks never begin.
+    assert all(float(found["2"].known[name]) == NEVER for name in ("occasion_2", "occasion_3"))
+    stack(found)
+
+
+def test_one_occasion_of_all_is_none(read):
+    assert read(OCC + "1,0,1,100,1,.,1\n1,2,.,.,0,3,1\n")["1"].known == {}
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ("1,0,1,9,1,.,1\n1,2,.,.,0,3,\n", "line 3, column 'OCC', patient '1': found nothing"),
+        ("1,0,1,9,1,.,1\n1,2,.,.,0,3,2\n1,3,.,.,0,3,1\n", "line 4, column 'OCC', patient '1': found 1"),
+        ("1,0,1,9,1,.,1\n1,0,.,.,0,3,2\n", "line 3, column 'OCC', patient '1': found 2"),
+    ],
+)
+def test_occasions_that_make_no_sense_are_a_fault(read, rows, said):
+    assert refusal(read, OCC + rows).startswith(said)

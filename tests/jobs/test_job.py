@@ -94,6 +94,44 @@ dense = true
     assert study.method == Nuts(chains=2, dense=True)
 
 
+EVENTS = """\
+ID,TIME,CMT,AMT,DV,OCC
+1,0,1,300,.,1
+1,2,.,.,5,1
+1,24,1,300,.,2
+1,26,.,.,6,2
+"""
+OF_EVENTS = """\
+model = "one_compartment"
+[data]
+file = "events.csv"
+units = { AMT = "mg", DV = "mg/L" }
+inputs = { "1" = "oral" }
+[population]
+vary = ["CL", "V"]
+correlation = 1
+blocks = [["CL", "V"]]
+occasions = { CL = { halfnormal = 0.2 } }
+"""
+
+
+def test_occasions_are_those_of_the_table(write):
+    path = write(OF_EVENTS)
+    (path.parent / "events.csv").write_text(EVENTS)
+    study = prepare(read_job(path))
+    assert (study.f.occasions.count, study.f.occasions.vary) == (2, (("CL", halfnormal(0.2)),))
+    assert study.f.blocks == (("CL", "V"),)
+    assert float(study.cohort.record.known["occasion_2"][0]) == 24.0
+
+
+def test_occasions_that_the_table_lacks_are_a_fault(write):
+    more = '[population]\nvary = ["CL"]\noccasions = ["CL"]\n'
+    assert "no patient of the table has a second one" in refusal(write(JOB + more))
+    path = write(OF_EVENTS.replace("{ CL =", "{ ka ="))
+    (path.parent / "events.csv").write_text(EVENTS)
+    assert "ka" in refusal(path)
+
+
 def test_measurements_outside_the_window_are_not_used(write):
     text = JOB.replace(
         "[priors]", 'from = { concentration = "90 min" }\nuntil = { concentration = 8.5 }\n[priors]'
