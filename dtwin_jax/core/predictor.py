@@ -1,5 +1,6 @@
 """A predictor turns parameters and a record into distributions of what was measured, once for all."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -157,10 +158,7 @@ def check_record(f: Predictor, record: Record, patient: str = "") -> None:
     if schema is not None:
         check_names(f.name, "channel", record.observations, schema().outputs)
     for name, series in record.observations.items():
-        _check_times(f"{where}channel {name!r}", series.time, float(record.t0))
-        seen = np.asarray(series.value)[np.asarray(series.mask)]
-        if not np.all(np.isfinite(seen)):
-            raise ValueError(f"{where}channel {name!r}: a measured value is not finite")
+        _check_series(f"{where}channel {name!r}", series, float(record.t0))
     for name, value in record.known.items():
         if not np.all(np.isfinite(np.asarray(value))):
             raise ValueError(f"{where}known {name!r}: found {value}, expected a finite number")
@@ -178,6 +176,16 @@ def check_record(f: Predictor, record: Record, patient: str = "") -> None:
             raise ValueError(f"{where}input {name!r}: a value is not finite")
 
 
+def _check_series(where: str, series: Series, t0: float) -> None:
+    _check_times(where, series.time, t0)
+    if not series.limited and np.any(np.asarray(series.censor) != SEEN):
+        raise ValueError(
+            f"{where}: censor was changed in a Series made without one; make another, Series(..., censor=...)"
+        )
+    if not np.all(np.isfinite(np.asarray(series.value)[np.asarray(series.mask)])):
+        raise ValueError(f"{where}: a measured value is not finite")
+
+
 def _check_modelled(f: Predictor, record: Record, where: str) -> None:
     """Refuse doses whose rate or duration a table leaves to a model that does not state it."""
     rules = {
@@ -185,8 +193,11 @@ def _check_modelled(f: Predictor, record: Record, where: str) -> None:
     }
     if not any(np.any(np.asarray(rule.held) < 0) for rule in rules.values()):
         return
-    dosing = getattr(f, "dosing", None)
-    acting = record.inputs if dosing is None else dosing(record.inputs, f.params())
+    acting = record.inputs
+    for each in _layers(f):
+        if getattr(each, "dosing", None) is not None:
+            acting = each.dosing(record.inputs, each.params())
+            break
     for name in rules:
         if not np.all(np.isfinite(np.asarray(getattr(acting, name).duration))):
             raise ValueError(
@@ -196,9 +207,17 @@ def _check_modelled(f: Predictor, record: Record, where: str) -> None:
 
 
 def _check_by_itself(f: Predictor, record: Record, where: str) -> None:
-    for part in (f, getattr(f, "noise", None)):
-        if (own := getattr(part, "check_record", None)) is not None:
-            own(record, where)
+    for layer in _layers(f):
+        for part in (layer, getattr(layer, "noise", None)):
+            if (own := getattr(part, "check_record", None)) is not None:
+                own(record, where)
+
+
+def _layers(f: Any) -> Iterator[Any]:
+    """`f`, and the model that it wraps, if any."""
+    while f is not None:
+        yield f
+        f = getattr(f, "model", None)
 
 
 def _stated(signal: Any) -> Any:

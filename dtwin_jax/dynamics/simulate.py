@@ -134,8 +134,7 @@ def _solve_by_flow(model: Any, p: Any, inputs: Any, pieces: Pieces, times: Any, 
     index = piece_of(pieces.event, times, after)
     acting = _inputs_in(inputs, pieces, times, index)
     # Looked up before the flow, not in it, where they would keep its exponentials from being vectorised.
-    look = _select if few else jnp.take
-    begin, x = jax.tree.map(lambda leaf: look(leaf, index), (bounds[:-1], starts))
+    begin, x = jax.tree.map(lambda leaf: _select(leaf, index) if few else leaf[index], (bounds[:-1], starts))
     found = jax.vmap(lambda dt, x, u: model.flow(dt, x, u, p))(times - begin, x, acting)
     pack, _ = packing(jax.eval_shape(lambda: start))
     states = jax.vmap(pack)(found)
@@ -149,9 +148,10 @@ def _solve_by_flow(model: Any, p: Any, inputs: Any, pieces: Pieces, times: Any, 
 
 def _select(few: Any, index: Any) -> Any:
     """`few[index]` without an indirection, for a leading axis of a few."""
-    found = jnp.broadcast_to(few[0], index.shape)
+    found = jnp.broadcast_to(few[0], (*index.shape, *few.shape[1:]))
+    index = index.reshape(index.shape + (1,) * (few.ndim - 1))
     for k in range(1, few.shape[0]):
-        found = jnp.where(index == k, few[k], found)
+        found = jnp.where(index == k, few[k][None], found)
     return found
 
 

@@ -62,8 +62,12 @@ class Truncated(dist.Distribution):
         if self._logarithmic:
             beyond = log_ndtr(d.scale - a) - log_ndtr(-a)
             return jnp.exp(d.loc + 0.5 * d.scale**2 + beyond)
-        standard = self._standard
-        lift = (standard.df + a**2) / (standard.df - 1.0) if self._student else 1.0
+        standard, lift = self._standard, 1.0
+        if self._student:
+            # With one degree of freedom or less there is no mean.
+            heavy = standard.df <= 1.0
+            lift = (standard.df + a**2) / jnp.where(heavy, 1.0, standard.df - 1.0)
+            lift = jnp.where(heavy, jnp.inf, lift)
         return d.loc + d.scale * lift * jnp.exp(standard.log_prob(a) - log_survival(standard, a))
 
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Any:

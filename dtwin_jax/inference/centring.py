@@ -99,5 +99,5 @@ def spread_of(z: dict[str, Any], dense: bool) -> Any:
     flat = flat.reshape(count, -1)
     weight, rest = count / (count + _DRAWS), _SPREAD * _DRAWS / (count + _DRAWS)
     if dense:
-        return weight * jnp.cov(flat, rowvar=False) + rest * jnp.eye(flat.shape[1])
+        return weight * jnp.cov(flat, rowvar=False, ddof=0) + rest * jnp.eye(flat.shape[1])
     return weight * jnp.var(flat, axis=0) + rest

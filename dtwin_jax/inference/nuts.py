@@ -1,5 +1,7 @@
 """NUTS over many lanes at once, in blocks that compile once: NumPyro's kernel under a loop that can stop.
 
+What NumPyro adapts in its warm-up is the size of steps; metrics are learnt between blocks, from all chains.
+
 Warm-up and sampling run through one compiled block of iterations, so a calibration compiles twice in all
 (starting points, block), a second one of the same structure not at all, and after every block the state
 can be saved.
@@ -90,44 +92,46 @@ def first_state(density: Any, method: Nuts, data: tuple, keys: Any) -> Any:
     keys = jax.vmap(jax.random.split)(keys)
     dense = is_dense(density, method)
     points, metrics = starting_points(density, data, keys[:, 0], method.candidates, dense)
-    return _states(density, method, data, (points, metrics, keys[:, 1]))
+    return state_at(density, method, data, (points, metrics, keys[:, 1], jnp.zeros(len(keys), int)))
+
+
+def state_at(density: Any, method: Nuts, data: tuple, lanes: tuple) -> Any:
+    """Sampler states that keep their metric, and adapt the size of their steps until the warm-up is over.
+
+    Args:
+        density: the NumPyro model.
+        method: the settings.
+        data: its arguments.
+        lanes: points, metrics, keys, and iterations of warm-up done, each with a lane axis; of a point the
+            unbounded coordinates, their potential energy and its slope.
+    """
+    from numpyro.infer.hmc_util import build_adaptation_schedule, dual_averaging
+    from numpyro.infer.util import ParamInfo
+
+    start, _ = _kernel(density, method)
+    points, metrics, keys, done = lanes
+    raw = jax.vmap(jax.random.key_data)(keys)
+    state = jax.vmap(lambda point, *rest: start(data, ParamInfo(*point), *rest))(points, raw, metrics)
+    adapting = state.adapt_state
+    # Sizes are tried about that of the metric, not ten times as large at first as is NumPyro's way: where
+    # such a step ends, a solve may cost as much as a hundred others.
+    sizes = jax.vmap(dual_averaging()[0])(jnp.log(adapting.step_size))
+    last = jnp.full_like(state.i, len(build_adaptation_schedule(method.warmup)) - 1)
+    adapting = adapting._replace(window_idx=last, ss_state=sizes)
+    return state._replace(i=done.astype(state.i.dtype), adapt_state=adapting)
 
 
 def settling(method: Nuts) -> int:
-    """Iterations at the end of the warm-up that adapt the step size alone."""
+    """Iterations at the end of the warm-up after which no metric is learnt."""
     from numpyro.infer.hmc_util import build_adaptation_schedule
 
     *windows, last = build_adaptation_schedule(method.warmup)
     return method.warmup - last.start if windows else -(-method.warmup // 2)
 
 
-def state_at(density: Any, method: Nuts, data: tuple, lanes: tuple) -> Any:
-    """States in the warm-up that have found their metrics, and adapt the step size alone from here on.
-
-    Args:
-        density: the NumPyro model.
-        method: the settings.
-        data: its arguments.
-        lanes: unbounded points, metrics and keys, each with a lane axis; iterations of warm-up done, (lane,).
-    """
-    from numpyro.infer.hmc_util import build_adaptation_schedule
-
-    points, metrics, keys, done = lanes
-    steep = jax.vmap(jax.value_and_grad(lambda z: potential_energy(density, data, z)))
-    state = _states(density, method, data, ((points, *steep(points)), metrics, keys))
-    window = jnp.full_like(state.i, len(build_adaptation_schedule(method.warmup)) - 1)
-    return state._replace(
-        i=done.astype(state.i.dtype), adapt_state=state.adapt_state._replace(window_idx=window)
-    )
-
-
-def _states(density: Any, method: Nuts, data: tuple, lanes: tuple) -> Any:
-    from numpyro.infer.util import ParamInfo
-
-    start, _ = _kernel(density, method)
-    points, metrics, keys = lanes
-    raw = jax.vmap(jax.random.key_data)(keys)
-    return jax.vmap(lambda point, *rest: start(data, ParamInfo(*point), *rest))(points, raw, metrics)
+def points_at(density: Any, method: Nuts, data: tuple, z: Any) -> tuple[Any, Any, Any]:
+    """The points of `state_at` at unbounded coordinates with a lane axis."""
+    return z, *jax.vmap(jax.value_and_grad(lambda z: potential_energy(density, data, z)))(z)
 
 
 def advance(density: Any, method: Nuts, data: tuple, state: Any) -> tuple[Any, tuple]:
@@ -181,6 +185,13 @@ def start(density: Any, method: Nuts, patients: bool, data: tuple, keys: Any) ->
 def start_at(density: Any, method: Nuts, patients: bool, data: tuple, lanes: tuple) -> Any:
     """Compiled `state_at`."""
     return _over_patients(state_at, patients)(density, method, data, lanes)
+
+
+@functools.partial(jax.jit, static_argnames=("density", "method", "patients"))
+@standard_promotion
+def points(density: Any, method: Nuts, patients: bool, data: tuple, z: Any) -> Any:
+    """Compiled `points_at`."""
+    return _over_patients(points_at, patients)(density, method, data, z)
 
 
 @functools.partial(jax.jit, static_argnames=("density", "method", "patients"))

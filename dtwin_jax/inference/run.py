@@ -24,7 +24,7 @@ from dtwin_jax.inference.hosts import agree, of_process_0
 from dtwin_jax.inference.nuts import Nuts
 from dtwin_jax.inference.predictive import constrained
 
-# Iterations of the first round of a warm-up that finds how much to centre.
+# Iterations of the first round of a warm-up.
 FIRST = 100
 
 # Called after every block that was sampled and is on disk; what it raises ends the calibration, which can be
@@ -49,56 +49,15 @@ class Run:
         """Draws and statistics, leading axes (chain, draw), and the centring of the draws' coordinates."""
         population = self.density.population
         record = jax.tree.map(jnp.asarray, self.cohort.record)
+        free = population.correlation is None and population.centred is None
         # Of a plain number the type is weak, and programs would not be shared.
         held = 0.5 if population.centred is None else float(population.centred)
-        data = (self.base, record, jnp.full(len(population.varying), held, dtype=float))
-        key, _ = jax.random.split(self.key)
-        keys = jax.random.split(key, self.method.chains)
-        if population.correlation is None and population.centred is None:
-            return self._in_rounds(data, (key, keys), progress)
-        warmup = self.method.warmup
-        with progress_bar(self._blocks(warmup), "sampling", "block", progress) as bar:
-            return (*self._sample(data, keys, "population", warmup, bar), data[2])
-
-    def _in_rounds(self, data: tuple, keys: tuple[Any, Any], progress: bool) -> tuple[dict, dict, Any]:
-        """As `population`, where the warm-up finds how much to centre.
-
-        The curvature where chains begin is the first guess. After every round of the warm-up the draws of all
-        chains say how much, and how far they spread; the chains go on from there in the new coordinates.
-        """
-        base, record, centring = data
-        method, (key, lanes) = self.method, keys
-        settling = nuts.settling(method)
-        rounds = rounds_of(-(-(method.warmup - settling) // method.block), -(-FIRST // method.block))
-        with progress_bar(self._blocks(settling) + sum(rounds), "sampling", "block", progress) as bar:
-            placed, lanes_there, _ = self._placed(data, lanes, [])
-            state = self._started(nuts.start, False, placed, lanes_there)
-            here = jax.tree.map(np.asarray, (state.z, state.adapt_state.inverse_mass_matrix))
-            centring = self._same(first_centring(self.density, base, record, here, centring))
-            begin = nuts.start
-            for number, count in enumerate(rounds):
-                stage = (f"warmup-{number}", count)
-                blocks = self._run_blocks((base, record, centring), lanes, False, stage, bar, begin)
-                z, _ = self._joined(blocks, 1, slice(count * method.block // 2, None))
-                centring, points, spread = self._same(self._learnt(base, record, z, centring))
-                left = settling + method.block * sum(rounds[number + 1 :])
-                done = np.full(method.chains, max(method.warmup - left, 0))
-                each = jax.random.split(jax.random.fold_in(key, number + 1), method.chains)
-                begin, lanes = nuts.start_at, (points, spread, each, done)
-            data = (base, record, centring)
-            return (*self._sample(data, lanes, "population", settling, bar, begin=begin), centring)
-
-    def _learnt(self, base: Any, record: Any, z: dict, centring: Any) -> tuple[Any, dict, Any]:
-        """The best centring by draws `z`; in its coordinates the last ones and the spread, by chain."""
-        best = best_centring(self.density, constrained(self.density, base, record, z, centring))
-        z = recentred(self.density, base, record, z, (centring, best))
-        spread = spread_of(z, nuts.is_dense(self.density, self.method))
-        points = {name: x[:, -1] for name, x in z.items()}
-        return best, points, jnp.repeat(spread[None], self.method.chains, axis=0)
-
-    def _same(self, tree: Any) -> Any:
-        """`tree` as process 0 has it, where several could have rounded it differently."""
-        return jax.tree.map(lambda x: jnp.asarray(of_process_0(x)), tree) if self._together else tree
+        centring = jnp.full(len(population.varying), held, dtype=float)
+        keys = jax.random.split(jax.random.split(self.key)[0], self.method.chains)
+        with progress_bar(self._blocks(), "sampling", "block", progress) as bar:
+            if free:
+                centring = self._first_centring((self.base, record, centring), keys)
+            return self._chains((self.base, record, centring), keys, "population", bar, free=free)
 
     def patients(self, progress: bool) -> tuple[dict, dict, None]:
         """Draws and statistics, leading axes (chain, draw, patient); no centring."""
@@ -106,37 +65,86 @@ class Run:
         size = min(self.method.group, len(ids))
         groups = [list(range(i, min(i + size, len(ids)))) for i in range(0, len(ids), size)]
         parts = []
-        warmup = self.method.warmup
-        with progress_bar(self._blocks(warmup) * len(groups), "sampling", "block", progress) as bar:
+        with progress_bar(self._blocks() * len(groups), "sampling", "block", progress) as bar:
             for number, members in enumerate(groups):
                 # The last group is filled up, so that it needs no compilation of its own.
                 filled = members + [members[-1]] * (size - len(members))
                 record = jax.tree.map(jnp.asarray, self.cohort.take(filled).record)
                 keys = patient_keys(self.key, self.cohort.take(filled))
                 keys = jax.vmap(lambda key: jax.random.split(key, self.method.chains))(keys)
-                data = (self.base, record, None)
-                drawn = self._sample(data, keys, f"patients-{number:05d}", warmup, bar, patients=True)
+                data, name = (self.base, record, None), f"patients-{number:05d}"
+                *drawn, _ = self._chains(data, keys, name, bar, patients=True)
                 kept = slice(len(members))
-                parts.append(jax.tree.map(lambda leaf, kept=kept: leaf[kept], drawn))
+                parts.append(jax.tree.map(lambda leaf, kept=kept: leaf[kept], tuple(drawn)))
         joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
         return (*jax.tree.map(lambda leaf: np.moveaxis(leaf, 0, 2), joined), None)
 
-    def _blocks(self, warmup: int) -> int:
-        return -(-(warmup + self.method.draws) // self.method.block)
+    def _chains(
+        self, data: tuple, keys: Any, name: str, bar: Any, *, patients: bool = False, free: bool = False
+    ) -> tuple[dict, dict, Any]:
+        """Draws, statistics, and the centring that they have.
 
-    def _sample(
-        self,
-        data: tuple,
-        lanes: Any,
-        name: str,
-        warmup: int,
-        bar: Any,
-        *,
-        patients: bool = False,
-        begin: Callable = nuts.start,
-    ) -> tuple[dict, dict]:
-        blocks = self._run_blocks(data, lanes, patients, (name, self._blocks(warmup)), bar, begin)
-        return self._joined(blocks, 2 if patients else 1, slice(warmup, warmup + self.method.draws))
+        The curvature where chains begin is the first metric. After every round of the warm-up the draws of
+        all chains say how far they spread, and if it is `free`, how much to centre.
+
+        Args:
+            data: base, record, and centring to begin with.
+            keys: (chain,), of many patients (patient, chain).
+            name: of what is kept on disk.
+            bar: of the progress.
+            patients: whether data and keys have a patient axis.
+            free: whether the centring is found in the warm-up.
+        """
+        base, record, centring = data
+        method, axis, dense = self.method, 2 if patients else 1, nuts.is_dense(self.density, self.method)
+        settling, rounds = self._rounds()
+        begin, lanes = nuts.start, keys
+        for number, count in enumerate(rounds):
+            stage = (f"{name}-warmup-{number}", count)
+            state, blocks = self._run_blocks((base, record, centring), lanes, patients, stage, bar, begin)
+            z, _ = self._joined(blocks, axis, slice(count * method.block // 2, None))
+            points = (state.z, state.potential_energy, state.z_grad)
+            if free:
+                centring, z, points = self._recentred((base, record, centring), z)
+            spread = jax.vmap(lambda z: spread_of(z, dense))(z) if patients else spread_of(z, dense)
+            metric = jnp.repeat(jnp.expand_dims(self._same(spread), axis - 1), method.chains, axis=axis - 1)
+            done = max(method.warmup - settling - method.block * sum(rounds[number + 1 :]), 0)
+            lanes = (points, metric, _next(keys, number), jnp.full(keys.shape, done))
+            begin = nuts.start_at
+        stage = (name, -(-(settling + method.draws) // method.block))
+        _, blocks = self._run_blocks((base, record, centring), lanes, patients, stage, bar, begin)
+        return (*self._joined(blocks, axis, slice(settling, settling + method.draws)), centring)
+
+    def _first_centring(self, data: tuple, keys: Any) -> Any:
+        """What the curvature says where chains begin."""
+        placed, lanes, _ = self._placed(data, keys, [])
+        state = self._started(nuts.start, False, placed, lanes)
+        here = jax.tree.map(np.asarray, (state.z, state.adapt_state.inverse_mass_matrix))
+        base, record, centring = data
+        return self._same(first_centring(self.density, base, record, here, centring))
+
+    def _recentred(self, data: tuple, z: dict) -> tuple[Any, dict, tuple]:
+        """The best centring by draws `z`; these, and the last as points to go on from, in its coordinates."""
+        base, record, centring = data
+        best = self._same(best_centring(self.density, constrained(self.density, base, record, z, centring)))
+        z = recentred(self.density, base, record, z, (centring, best))
+        last = self._same({name: x[:, -1] for name, x in z.items()})
+        data, last, _ = self._placed((base, record, best), last, [])
+        points = nuts.points(self.density, self.method, False, data, last)
+        return best, z, jax.tree.map(np.asarray, points)
+
+    def _same(self, tree: Any) -> Any:
+        """`tree` as process 0 has it, where several could have rounded it differently."""
+        return jax.tree.map(lambda x: jnp.asarray(of_process_0(x)), tree) if self._together else tree
+
+    def _rounds(self) -> tuple[int, list[int]]:
+        """Iterations with which a warm-up ends, and the blocks of each round before."""
+        settling, block = nuts.settling(self.method), self.method.block
+        return settling, rounds_of(-(-(self.method.warmup - settling) // block), -(-FIRST // block))
+
+    def _blocks(self) -> int:
+        settling, rounds = self._rounds()
+        return sum(rounds) - (-(settling + self.method.draws) // self.method.block)
 
     def _joined(self, blocks: list, axis: int, keep: slice) -> tuple[dict, dict]:
         joined = jax.tree.map(lambda *leaves: np.concatenate(leaves, axis), *blocks)
@@ -149,9 +157,9 @@ class Run:
         patients: bool,
         stage: tuple[str, int],
         bar: Any,
-        begin: Callable = nuts.start,
-    ) -> list:
-        """The blocks of a stage (its name, how many): those on disk, then new ones from where it begins."""
+        begin: Callable,
+    ) -> tuple[Any, list]:
+        """The last state and the blocks of a stage (its name, how many): those on disk, then new ones."""
         name, count = stage
         folder = None if self.checkpoint is None else self.checkpoint / name
         fingerprint = self._fingerprint(data, lanes)
@@ -177,7 +185,7 @@ class Run:
                 store.save(len(blocks) - 1, state, blocks[-1])
             bar.update(1)
             after_block.get()()
-        return blocks[:count]
+        return state, blocks
 
     def _started(self, begin: Callable, patients: bool, data: tuple, lanes: Any) -> Any:
         self._agree_on_program(begin, patients, data, lanes)
@@ -208,6 +216,12 @@ class Run:
             secret = jnp.issubdtype(jnp.asarray(leaf).dtype, jax.dtypes.prng_key)
             digest.update(np.ascontiguousarray(jax.random.key_data(leaf) if secret else leaf).tobytes())
         return digest.hexdigest()
+
+
+def _next(keys: Any, number: int) -> Any:
+    """New keys in the shape of `keys`."""
+    flat = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys.reshape(-1))
+    return flat.reshape(keys.shape)
 
 
 def rounds_of(blocks: int, first: int) -> list[int]:

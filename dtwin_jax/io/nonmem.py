@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from dtwin_jax.core.record import ABOVE, BELOW
-from dtwin_jax.io.cells import Columns, Kind, read_columns
-from dtwin_jax.io.facts import DATES, NO_UNITS, Facts, Reading, facts_of, join, times
+from dtwin_jax.io.cells import Columns, Kind, Texts, read_columns
+from dtwin_jax.io.facts import DATES, NO_UNITS, Facts, Reading, facts_of, join, stated_unit, times
 from dtwin_jax.io.given import CLEARED, CLEARED_AND_DOSED, DOSED, OBSERVED, OTHER, given, whole
 from dtwin_jax.io.names import IGNORED, INPUT, OUTPUT, UNKNOWN, Vocabulary, find, lay_out, suggestion
 from dtwin_jax.io.rows import Source
@@ -199,13 +199,17 @@ def _observations(columns: Columns, vocabulary: Vocabulary, event: np.ndarray) -
 def _quantified(columns: Columns, vocabulary: Vocabulary, rows: np.ndarray, output: np.ndarray) -> Facts:
     """LLOQ as a fact of the patient, where the model has a parameter `lloq_<output>` or `lloq`."""
     lloq, target = columns.number("lloq"), np.full(len(rows), UNKNOWN)
-    for each in np.unique(output):
-        name = f"lloq_{vocabulary.targets[each].name}"
-        own = find(vocabulary, name)
-        target[output == each] = own if own >= 0 else find(vocabulary, "lloq")
+    each, code = np.unique(output, return_inverse=True)
+    labels = []
+    for number, name in enumerate(vocabulary.targets[k].name for k in each):
+        own = find(vocabulary, f"lloq_{name}")
+        target[code == number] = own = own if own >= 0 else find(vocabulary, "lloq")
+        stated = stated_unit(columns, vocabulary, "", vocabulary.targets[own].name) if own >= 0 else ""
+        labels.append(stated or stated_unit(columns, vocabulary, "dv", name))
     stated = (target >= 0) & ~np.isnan(lloq[rows])
-    units = columns.texts.get("unit", NO_UNITS)
-    # By the role of DV, so in its unit.
+    codes = np.full(len(lloq), -1)
+    codes[rows] = code
+    units = columns.texts.get("unit", Texts(codes, tuple(labels)))
     return facts_of(rows[stated], target[stated], lloq[rows[stated]], "dv", units=units)
 
 

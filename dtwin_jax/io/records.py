@@ -70,18 +70,24 @@ def records(
 
 
 def _with_occasions(found: dict[str, Record], reading: Reading) -> dict[str, Record]:
-    """The records, each with the times at which its occasions begin."""
+    """The records, each with the times at which its occasions begin.
+
+    The first is that in which the record begins: what was before it, as a row before the dose, is none.
+    """
     columns, rows = reading.columns, np.asarray(reading.begins)
-    patient = columns.patient[rows]
-    count = 1 + int(np.bincount(patient).max())
-    # An occasion may begin at the time of the row before, of which nothing is to be told apart.
+    patient, time = columns.patient[rows], reading.time[rows]
     start = np.asarray([float(found[columns.patients[who]].t0) for who in patient])
-    before = np.where(np.diff(patient, prepend=-1) == 0, np.roll(reading.time[rows], 1), start)
-    late = np.zeros(len(columns.patient), bool)
-    late[rows] = ~(reading.time[rows] > before)
-    columns.refuse(late, "occ", "a later time than that at which the occasion before began")
-    times = {name: reading.time[rows[patient == i]] for i, name in enumerate(columns.patients)}
-    return {name: with_occasions(record, times[name].tolist(), count) for name, record in found.items()}
+    rows, patient, time = (each[time > start] for each in (rows, patient, time))
+    again = np.zeros(len(columns.patient), bool)
+    again[rows] = (np.diff(patient, prepend=-1) == 0) & (np.diff(time, prepend=-np.inf) <= 0)
+    columns.refuse(again, "occ", "a later time than that at which the occasion before began")
+    if not len(rows):
+        return found
+    count = 1 + int(np.bincount(patient).max())
+    return {
+        name: with_occasions(found[name], time[patient == i].tolist(), count)
+        for i, name in enumerate(columns.patients)
+    }
 
 
 def _record(

@@ -50,11 +50,13 @@ class Room:
         channels: name -> samples.
         inputs: name -> kind of the signal, and its length.
         rules: name -> restarts of doses, and how many of their infusions overlap, where there are rules.
+        limited: channels with values that may be beyond a limit.
     """
 
     channels: dict[str, int] = field(default_factory=dict)
     inputs: dict[str, tuple[str, int]] = field(default_factory=dict)
     rules: dict[str, tuple[int, int]] = field(default_factory=dict)
+    limited: list[str] = field(default_factory=list)
 
     def add(self, record: Record) -> None:
         """Make room for one more patient.
@@ -66,6 +68,8 @@ class Room:
             if series.limit is not None:
                 raise ValueError(f"channel {name!r} has values between two limits: shards do not know them")
             self.channels[name] = max(1, self.channels.get(name, 1), len(series.time))
+            if series.limited and name not in self.limited:
+                self.limited.append(name)
         for name, signal in vars(record.inputs).items():
             if not isinstance(signal, AbstractSignal):
                 continue
@@ -89,9 +93,10 @@ class Room:
             count = len(signals[name].time)
             rules = padded(no_rules(count), count, restarts, overlap)
             signals[name] = Doses(*signals[name].plain("a plan"), rules=rules)
-        # As if values could be beyond a limit, since in another shard they may: all run one program.
+        # Where values of another shard are beyond a limit, these may be: all run one program.
+        censor = {name: np.full(self.channels[name], SEEN) for name in self.limited}
         channels = {
-            name: Series(np.full(length, start), censor=np.full(length, SEEN))
+            name: Series(np.full(length, start), censor=censor.get(name))
             for name, length in self.channels.items()
         }
         return Record(replace_fields(like.inputs, signals), channels, dict(like.known), like.t0)
@@ -198,7 +203,8 @@ def read_plan(folder: RunFolder) -> ShardPlan:
         )
         tables = tuple(map(str, said.pop("tables")))
         rules = {name: (int(count), int(overlap)) for name, (count, overlap) in room["rules"].items()}
-        return ShardPlan(**said, tables=tables, room=Room(room["channels"], inputs, rules), shards=shards)
+        whole = Room(room["channels"], inputs, rules, list(map(str, room["limited"])))
+        return ShardPlan(**said, tables=tables, room=whole, shards=shards)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ResultError(
             f"{folder.plan}: found no whole plan of a run by shards ({type(error).__name__}: {error}); "

@@ -1,5 +1,6 @@
 """What a record is refused for, before any work; source of truth: the sentence a user reads."""
 
+import equinox as eqx
 import numpy as np
 import pytest
 
@@ -12,6 +13,9 @@ from dtwin_jax.models.one_compartment import Inputs
 def record(inputs=None, known=None):
     seen = {"concentration": Series([1.0, 2.0], [3.0, 2.0])}
     return Record(Inputs() if inputs is None else inputs, seen, known or {})
+
+
+CHANGED = eqx.tree_at(lambda one: one.censor, Series([1.0], [3.0]), np.array([-1]))
 
 
 def test_a_sound_record_passes():
@@ -27,6 +31,7 @@ def test_a_sound_record_passes():
         (Record(Inputs(), {"Cp": Series([1.0], [3.0])}), "has no channel 'Cp'"),
         (Record(Inputs(), {"concentration": Series([2.0, 1.0], [3.0, 2.0])}), "times must not decrease"),
         (Record(Inputs(), {"concentration": Series([1.0], [np.inf])}), "not finite"),
+        (Record(Inputs(), {"concentration": CHANGED}), "censor was changed in a Series made without one"),
     ],
 )
 def test_a_fault_is_named_with_the_patient(bad, told):

@@ -11,8 +11,11 @@ import scipy.linalg
 from small_models import Inputs, Params, State, drift, flow
 
 from dtwin_jax.core.quantity import var
+from dtwin_jax.core.signal import Doses
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.linear import LinearFlow, filling, passage, phi1
+from dtwin_jax.dynamics.model import Model
+from dtwin_jax.dynamics.simulate import simulate
 
 getcontext().prec = 60
 
@@ -122,6 +125,28 @@ def test_linear_flow_of_a_stiff_chain_equals_scipy(dt):
     x = Chain(chain=jnp.asarray(start[:3]), end=start[3])
     found = jax.jit(LinearFlow(chain_drift))(jnp.asarray(dt), x, Inputs(iv=2.0), Params())
     np.testing.assert_allclose(jnp.append(found.chain, found.end), wanted[:4], rtol=1e-9)
+
+
+@pytest.mark.parametrize("doses", [1, 6])
+def test_a_vector_among_the_states_goes_through_few_doses_and_many(doses):
+    """As many times as the vector is long, so that mixing them up would go unseen by shapes."""
+    start = np.array([1.0, 0.0, 2.0, 0.5])
+    model = Model(
+        name="chain",
+        params=Params,
+        inputs=Inputs,
+        init=lambda p: Chain(chain=jnp.asarray(start[:3]), end=start[3]),
+        drift=chain_drift,
+        observe=lambda t, x, u, p: Chain(chain=x.chain, end=x.end),
+        noise=lambda y, p: {},
+        flow=LinearFlow(chain_drift),
+    )
+    when, times = np.arange(1.0, doses + 1.0), np.array([0.5, 1.5, 2.5])
+    found = simulate(model, Params(), Inputs(iv=Doses(when, np.full(doses, 4.0))), jnp.asarray(times)).state
+    for i, t in enumerate(times):
+        wanted = scipy.linalg.expm(MATRIX * t) @ start
+        wanted += sum(scipy.linalg.expm(MATRIX * (t - at))[:, 0] * 4.0 for at in when if at < t)
+        np.testing.assert_allclose(np.append(found.chain[i], found.end[i]), wanted, rtol=1e-9)
 
 
 def test_linear_flow_is_equal_by_content():

@@ -192,6 +192,11 @@ def test_draws_and_mean_are_those_of_the_truncated_normal(whole, low, truth):
     assert central(d) == whole.loc
 
 
+@pytest.mark.parametrize("df", [0.8, 1.0])
+def test_students_t_of_one_degree_of_freedom_has_no_mean(df):
+    assert np.isinf(Truncated(dist.StudentT(df, 1.0, 2.0), jnp.asarray(0.0)).mean)
+
+
 def test_draws_of_other_families_are_above_the_limit_too():
     log = np.asarray(Truncated(dist.LogNormal(0.0, 0.5), 0.8).sample(jax.random.key(1), (2000,)))
     a = np.log(0.8) / 0.5

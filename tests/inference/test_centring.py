@@ -92,6 +92,7 @@ def test_the_spread_of_many_draws_is_their_covariance():
     np.testing.assert_allclose(spread_of(z, False), flat.var(axis=0), rtol=0.003)
     # Of a draw or two nothing is believed, and nothing is zero.
     assert np.all(spread_of(points((1, 1)), False) > 0)
+    assert np.all(np.linalg.eigvalsh(spread_of(points((1, 1)), True)) > 0)
 
 
 def test_rounds_grow_and_waste_nothing():

@@ -318,6 +318,17 @@ def test_a_model_with_a_limit_knows_it_from_the_table_in_the_unit_of_its_measure
     )
 
 
+def test_a_limit_has_the_unit_of_its_own_output(read):
+    text = "ID,TIME,DV,EVID,MDV,AMT,CMT,LLOQ\n1,0,.,1,1,10,1,.\n1,1,300,0,0,.,.,50\n"
+    limited = replace(one_compartment, params=Limited)
+    for units, limit in (
+        ({"DV": "mg/L", "concentration": "ug/L"}, 0.05),
+        ({"DV": "ug/L", "lloq_concentration": "mg/L"}, 50.0),
+    ):
+        known = read(text, limited, units=units)["1"].known
+        assert float(known["lloq_concentration"]) == pytest.approx(limit)
+
+
 OCC = "ID,TIME,CMT,AMT,EVID,DV,OCC\n"
 
 
@@ -334,12 +345,17 @@ def test_one_occasion_of_all_is_none(read):
     assert read(OCC + "1,0,1,100,1,.,1\n1,2,.,.,0,3,1\n")["1"].known == {}
 
 
+def test_rows_before_the_first_occasion_are_of_none(read):
+    found = read(OCC + "1,0,.,.,0,0,0\n1,0,1,100,1,.,1\n1,2,.,.,0,3,1\n1,24,1,100,1,.,2\n1,26,.,.,0,4,2\n")
+    assert {name: float(at) for name, at in found["1"].known.items()} == {"occasion_2": 24.0}
+
+
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
         ("1,0,1,9,1,.,1\n1,2,.,.,0,3,\n", "line 3, column 'OCC', patient '1': found nothing"),
         ("1,0,1,9,1,.,1\n1,2,.,.,0,3,2\n1,3,.,.,0,3,1\n", "line 4, column 'OCC', patient '1': found 1"),
-        ("1,0,1,9,1,.,1\n1,0,.,.,0,3,2\n", "line 3, column 'OCC', patient '1': found 2"),
+        ("1,0,1,9,1,.,1\n1,5,.,.,0,3,2\n1,5,1,9,1,.,3\n", "line 4, column 'OCC', patient '1': found 3"),
     ],
 )
 def test_occasions_that_make_no_sense_are_a_fault(read, rows, said):
