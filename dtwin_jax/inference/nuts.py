@@ -115,7 +115,8 @@ def state_at(density: Any, method: Nuts, data: tuple, lanes: tuple) -> Any:
     adapting = state.adapt_state
     # Sizes are tried about that of the metric, not ten times as large at first as is NumPyro's way: where
     # such a step ends, a solve may cost as much as a hundred others.
-    sizes = jax.vmap(dual_averaging()[0])(jnp.log(adapting.step_size))
+    about: Any = dual_averaging()[0]
+    sizes = jax.vmap(about)(jnp.log(adapting.step_size))
     last = jnp.full_like(state.i, len(build_adaptation_schedule(method.warmup)) - 1)
     adapting = adapting._replace(window_idx=last, ss_state=sizes)
     return state._replace(i=done.astype(state.i.dtype), adapt_state=adapting)
