@@ -4,7 +4,7 @@
 
 Same priors, data, chains, warm-up, draws and target acceptance; NumPyro with its closed-form likelihood and
 vectorised chains, centred and non-centred, started at the prior's median (and once as NumPyro starts by
-default); ours centred, and with the centring that its pilot run finds.
+default); ours centred, and with the centring that its warm-up finds.
 Also the cost of one gradient of the log density of both.
 """
 
@@ -29,7 +29,7 @@ from dtwin_jax.inference.calibrate import calibrate
 from dtwin_jax.inference.density import standard_promotion
 from dtwin_jax.inference.diagnostics import CalibrationWarning
 from dtwin_jax.inference.nuts import Nuts
-from dtwin_jax.inference.population import Population, density_of
+from dtwin_jax.inference.population import EFFECTS, Population, density_of
 from dtwin_jax.io.table import read_table
 from dtwin_jax.models import one_compartment
 
@@ -147,8 +147,13 @@ def gradients(density: Any, base: Any, record: Any, arguments: tuple, rounds: in
 
         return lambda: loop(z)
 
+    def ours(z: dict) -> Any:
+        # The same site under another name: fully centred, effects are the individual parameters.
+        named = {EFFECTS if name == "individual" else name: value for name, value in z.items()}
+        return potential_energy(density, (base, record), {}, named)
+
     energies = {
-        "dtwin_jax": lambda z: potential_energy(density, (base, record), {}, z),
+        "dtwin_jax": ours,
         "by hand": lambda z: potential_energy(by_hand, (True, *arguments), {}, z),
     }
     found = {}
