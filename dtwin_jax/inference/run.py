@@ -103,7 +103,7 @@ class Run:
             stage = (f"{name}-warmup-{number}", count)
             state, blocks = self._run_blocks((base, record, centring), lanes, patients, stage, bar, begin)
             z, _ = self._joined(blocks, axis, slice(count * method.block // 2, None))
-            points = (state.z, state.potential_energy, state.z_grad)
+            points = jax.tree.map(np.asarray, (state.z, state.potential_energy, state.z_grad))
             if free:
                 centring, z, points = self._recentred((base, record, centring), z)
             spread = jax.vmap(lambda z: spread_of(z, dense))(z) if patients else spread_of(z, dense)
@@ -111,7 +111,7 @@ class Run:
             done = max(method.warmup - settling - method.block * sum(rounds[number + 1 :]), 0)
             lanes = (points, metric, _next(keys, number), jnp.full(keys.shape, done))
             begin = nuts.start_at
-        stage = (name, -(-(settling + method.draws) // method.block))
+        stage = (name, self._last(settling))
         _, blocks = self._run_blocks((base, record, centring), lanes, patients, stage, bar, begin)
         return (*self._joined(blocks, axis, slice(settling, settling + method.draws)), centring)
 
@@ -144,7 +144,11 @@ class Run:
 
     def _blocks(self) -> int:
         settling, rounds = self._rounds()
-        return sum(rounds) - (-(settling + self.method.draws) // self.method.block)
+        return sum(rounds) + self._last(settling)
+
+    def _last(self, settling: int) -> int:
+        """Blocks that hold the draws, and the end of the warm-up before them."""
+        return -(-(settling + self.method.draws) // self.method.block)
 
     def _joined(self, blocks: list, axis: int, keep: slice) -> tuple[dict, dict]:
         joined = jax.tree.map(lambda *leaves: np.concatenate(leaves, axis), *blocks)
