@@ -84,9 +84,11 @@ def _with_occasions(found: dict[str, Record], reading: Reading) -> dict[str, Rec
     if not len(rows):
         return found
     count = 1 + int(np.bincount(patient).max())
+    # The rows of a patient stand together, in the order of the patients.
+    times = np.split(time, np.searchsorted(patient, np.arange(1, len(columns.patients))))
     return {
-        name: with_occasions(found[name], time[patient == i].tolist(), count)
-        for i, name in enumerate(columns.patients)
+        name: with_occasions(found[name], own.tolist(), count)
+        for name, own in zip(columns.patients, times, strict=True)
     }
 
 
