@@ -9,12 +9,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dtwin_jax.core.quantity import param
-from dtwin_jax.core.signal import as_modelled, delay, scale
-from dtwin_jax.core.types import Scalar
+from dtwin_jax.core.signal import delay, scale
+from dtwin_jax.dynamics.modelled import with_modelled
 from dtwin_jax.models import one_compartment
 from dtwin_jax.models.one_compartment import Inputs
-from dtwin_jax.models.one_compartment import Params as Oral
 
 TIMES = (0, 3, 5, 13, 29, 52, 60, 100)
 
@@ -144,34 +142,12 @@ CASES = {
 }
 
 
-class Params(Oral):
-    """Those of the drug, and the duration of infusions that the model is to state."""
-
-    long: Scalar = param(2.0, "h")
-
-
 def dosing(u, p):
     """What is given into the central compartment arrives late, and in part."""
-    return Inputs(oral=u.oral, iv=as_modelled(delay(scale(u.iv, p.F), p.lag), duration=p.long))
+    return Inputs(oral=u.oral, iv=delay(scale(u.iv, p.F), p.lag))
 
 
-def _oral_whole(function):
-    """With all of what is given into the depot: `F` is that of the other compartment."""
-
-    def whole(x, *others):
-        *front, u, p = (x, *others)
-        return function(*front, Inputs(oral=u.oral / p.F, iv=u.iv), p)
-
-    return whole
-
-
-drug = replace(
-    one_compartment,
-    params=Params,
-    dosing=dosing,
-    drift=_oral_whole(one_compartment.drift),
-    flow=_oral_whole(one_compartment.flow),
-)
+drug = with_modelled(replace(one_compartment, dosing=dosing), duration={"iv": 2.0})
 
 
 def table(cases=tuple(CASES), times=TIMES):
@@ -191,7 +167,7 @@ def parameters(cases=tuple(CASES)):
     columns = {
         "F": [CASES[name].share for name in cases],
         "lag": [CASES[name].lag for name in cases],
-        "long": [CASES[name].long for name in cases],
+        "duration_iv": [CASES[name].long for name in cases],
     }
     fixed = {"CL": 1.1, "V": 20.0, "ka": 1.5, "sd": 0.1, "cv": 0.1}
     columns |= {name: [value] * len(cases) for name, value in fixed.items()}

@@ -10,6 +10,7 @@ import numpy as np
 
 from dtwin_jax.core.quantity import Quantity, check_names
 from dtwin_jax.core.record import ABOVE, BELOW, SEEN, Cohort, Record, Series
+from dtwin_jax.core.rules import MODELLED_DURATION, MODELLED_RATE
 from dtwin_jax.core.signal import AbstractSignal, Doses
 from dtwin_jax.core.tails import log_between, log_cdf, log_survival
 
@@ -198,12 +199,14 @@ def _check_modelled(f: Predictor, record: Record, where: str) -> None:
         if getattr(each, "dosing", None) is not None:
             acting = each.dosing(record.inputs, each.params())
             break
-    for name in rules:
-        if not np.all(np.isfinite(np.asarray(getattr(acting, name).duration))):
-            raise ValueError(
-                f"{where}input {name!r}: a dose has RATE -1 or -2, and the model's dosing does not state its "
-                "rate or duration (as_modelled)"
-            )
+    for name, rule in rules.items():
+        left = ~np.isfinite(np.asarray(getattr(acting, name).duration))
+        for held, what in ((MODELLED_RATE, "rate"), (MODELLED_DURATION, "duration")):
+            if np.any(left & (np.asarray(rule.held) == held)):
+                raise ValueError(
+                    f"{where}input {name!r}: a dose has RATE {held}, but the model states no {what}: "
+                    f"take with_modelled(model, {what}={{{name!r}: ...}}), or as_modelled in its dosing"
+                )
 
 
 def _check_by_itself(f: Predictor, record: Record, where: str) -> None:

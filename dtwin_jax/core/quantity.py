@@ -1,6 +1,7 @@
 """A number's unit, prior and source, declared once: on the field that holds it."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -8,7 +9,7 @@ import equinox as eqx
 import jax
 
 from dtwin_jax.core.prior import Prior
-from dtwin_jax.core.types import as_float
+from dtwin_jax.core.types import Scalar, as_float
 
 Tree = TypeVar("Tree")
 
@@ -120,6 +121,25 @@ def replace_fields(tree: Tree, new: Mapping[str, Any]) -> Tree:
     """
     children, structure = jax.tree.flatten_with_path(tree, is_leaf=lambda node: node is not tree)
     return jax.tree.unflatten(structure, [new.get(path[0].name, child) for path, child in children])
+
+
+def with_fields(tree: Any, more: Mapping[str, tuple[Any, Quantity]]) -> Any:
+    """`tree` with more fields, name -> (value, quantity): an instance of a class that has them all."""
+    wider = _wider(type(tree), tuple((name, quantity) for name, (_, quantity) in more.items()))
+    made = object.__new__(wider)
+    for name, value in (dict(vars(tree)) | {name: value for name, (value, _) in more.items()}).items():
+        object.__setattr__(made, name, as_float(value))
+    return made
+
+
+@functools.cache
+def _wider(kind: type, fields: tuple[tuple[str, Quantity], ...]) -> type:
+    """`kind` with further fields."""
+    body: dict[str, Any] = {"__annotations__": {}, "__module__": kind.__module__}
+    for name, quantity in fields:
+        body["__annotations__"][name] = Scalar
+        body[name] = eqx.field(default=0.0, converter=as_float, metadata={"quantity": quantity})
+    return type(kind)(kind.__name__, (kind,), body)
 
 
 def check_names(owner: str, kind: str, names: Any, known: Any) -> None:

@@ -8,6 +8,7 @@ import abc
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -62,12 +63,14 @@ class Doses(AbstractSignal):
         amount: in the input's unit times the unit of time; padding has amount 0.
         duration: 0 is a bolus.
         rules: resets, steady states and modelled rates, as an event table may have them; usually None.
+        given: when each was given, where `delay` lets it arrive later; None where it arrives at once.
     """
 
     time: Vector
     amount: Vector
     duration: Vector
     rules: Rules | None
+    given: Vector | None
 
     def __init__(self, time: Any, amount: Any, duration: Any = 0.0, *, rules: Rules | None = None):
         """Lists or arrays of one length; an amount or duration that all doses share may be one number."""
@@ -75,6 +78,7 @@ class Doses(AbstractSignal):
         self.amount = _for_each("Doses", "amount", _floats(amount), self.time)
         self.duration = _for_each("Doses", "duration", _floats(duration), self.time)
         self.rules = rules
+        self.given = None
 
     def __call__(self, t: Any) -> Any:
         """Rate of the infusions running at `t`; an infusion is on at its start and off at its end."""
@@ -185,6 +189,16 @@ class Sampled(AbstractSignal):
 SIGNALS: dict[str, Any] = {"Doses": Doses, "Steps": Steps, "Sampled": Sampled}
 
 
+def value_at(signal: Any, t: Any) -> Any:
+    """The value at `t` of an input, which is a signal or a number."""
+    return signal(t) if isinstance(signal, AbstractSignal) else signal
+
+
+# What a model's `dosing` is made of. Lags, factors, durations and rates are each a number, or a function of
+# the time at which a dose is given, such as `lambda t: p.F * value_at(u.fed, t)`, or a signal. An additional
+# dose has a time of its own; the doses of a steady state have that at which it is stated.
+
+
 def delay(signal: Any, lag: Any) -> Any:
     """`signal` moved `lag` later; a constant is unchanged. Differentiable in `lag`.
 
@@ -194,61 +208,85 @@ def delay(signal: Any, lag: Any) -> Any:
     """
     if not isinstance(signal, AbstractSignal):
         return signal
-    moved = eqx.tree_at(lambda s: s.time, signal, signal.time + lag)
-    if _rules(moved) is None:
+    if not isinstance(signal, Doses):
+        return eqx.tree_at(lambda s: s.time, signal, signal.time + _number("delay", signal, lag))
+    when = _given(signal)
+    moved = eqx.tree_at(
+        lambda s: (s.time, s.given), signal, (signal.time + _at(lag, when), when), is_leaf=lambda x: x is None
+    )
+    if moved.rules is None:
         return moved
-    return eqx.tree_at(lambda s: s.rules.restarts.lag, moved, moved.rules.restarts.lag + lag)
+    again = moved.rules.restarts
+    return eqx.tree_at(lambda s: s.rules.restarts.lag, moved, again.lag + _at(lag, again.time))
 
 
 def scale(signal: Any, factor: Any) -> Any:
     """`signal` times `factor` (bioavailability).
 
-    An infusion keeps its duration, or, where a table stated its rate, that rate.
+    An infusion keeps its duration, or, where a table stated its rate, that rate. A constant was given at no
+    time: under a factor that is a function, what is not 0 becomes NaN.
     """
+
+    def changed(when: Any, held: Any, amount: Any, duration: Any) -> tuple[Any, Any]:
+        share = _at(factor, when)
+        return amount * share, duration if held is None else scaled(held, duration, share)
+
     if isinstance(signal, Doses):
-        more = eqx.tree_at(lambda s: s.amount, signal, signal.amount * factor)
-        return _with_durations(more, lambda held, _, duration: scaled(held, duration, factor), factor)
-    if isinstance(signal, Steps | Sampled):
-        return eqx.tree_at(lambda s: s.value, signal, signal.value * factor)
-    return signal * factor
+        return _changed(signal, changed)
+    if isinstance(signal, AbstractSignal):
+        return eqx.tree_at(lambda s: s.value, signal, signal.value * _number("scale", signal, factor))
+    return jnp.where(signal == 0, signal, jnp.nan) if callable(factor) else signal * factor
 
 
 def infuse(signal: Any, duration: Any) -> Any:
     """`signal` with every dose given over `duration`; anything but doses is unchanged."""
-    if not isinstance(signal, Doses):
-        return signal
-    doses = eqx.tree_at(lambda s: s.duration, signal, jnp.broadcast_to(duration, signal.time.shape))
-    return _with_durations(doses, lambda held, amount, _: jnp.broadcast_to(duration, jnp.shape(amount)))
+
+    def spread(when: Any, held: Any, amount: Any, before: Any) -> tuple[Any, Any]:
+        return amount, jnp.broadcast_to(_at(duration, when), jnp.shape(when))
+
+    return _changed(signal, spread) if isinstance(signal, Doses) else signal
 
 
 def as_modelled(signal: Any, *, duration: Any = None, rate: Any = None) -> Any:
     """`signal` with what an event table leaves to the model: `rate` (RATE -1) and `duration` (RATE -2)."""
-    if not isinstance(signal, Doses):
-        return signal
 
-    def stated(held: Any, amount: Any, before: Any) -> Any:
-        return modelled(held, amount, before, over=duration, rate=rate)
+    def stated(when: Any, held: Any, amount: Any, before: Any) -> tuple[Any, Any]:
+        return amount, modelled(held, amount, before, over=_at(duration, when), rate=_at(rate, when))
 
-    return _with_durations(signal, stated)
+    return _changed(signal, stated) if getattr(signal, "rules", None) is not None else signal
 
 
-def _rules(signal: Any) -> Rules | None:
-    return getattr(signal, "rules", None)
+def _given(doses: Doses) -> Any:
+    """When doses were given."""
+    return doses.time if doses.given is None else doses.given
 
 
-def _with_durations(doses: Doses, change: Any, factor: Any = 1.0) -> Doses:
-    """Doses with durations `change(held, amount, duration)`, also those of steady states."""
+def _at(value: Any, times: Any) -> Any:
+    """`value`, of a function what it is at each of `times`."""
+    return jnp.asarray(jax.vmap(value)(jnp.asarray(times, float)), float) if callable(value) else value
+
+
+def _number(verb: str, signal: Any, value: Any) -> Any:
+    if callable(value):
+        kind = type(signal).__name__
+        raise ValueError(f"{verb}: a function of the time of a dose is for Doses, and these are {kind}")
+    return value
+
+
+def _changed(doses: Doses, change: Any) -> Doses:
+    """Doses of amounts and durations `change(when, held, amount, duration)`, also those of steady states.
+
+    `when` they were given; `held` as in `Rules`, None where there are none.
+    """
     rules = doses.rules
+    held = None if rules is None else rules.held
+    own = change(_given(doses), held, doses.amount, doses.duration)
+    changed = eqx.tree_at(lambda s: (s.amount, s.duration), doses, own)
     if rules is None:
-        return doses
+        return changed
     again = rules.restarts
-    amount = again.amount * factor
     return eqx.tree_at(
-        lambda s: (s.duration, s.rules.restarts.amount, s.rules.restarts.duration),
-        doses,
-        (
-            change(rules.held, doses.amount, doses.duration),
-            amount,
-            change(again.held, amount, again.duration),
-        ),
+        lambda s: (s.rules.restarts.amount, s.rules.restarts.duration),
+        changed,
+        change(again.time, again.held, again.amount, again.duration),
     )

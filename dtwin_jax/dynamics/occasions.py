@@ -20,9 +20,8 @@ import jax
 import jax.numpy as jnp
 
 from dtwin_jax.core.occasions import NEVER, beginnings, in_occasions
-from dtwin_jax.core.quantity import Quantity, assign, quantities, replace_fields, values, var
-from dtwin_jax.core.signal import AbstractSignal, Doses, Input, Steps
-from dtwin_jax.core.types import Scalar, as_float
+from dtwin_jax.core.quantity import Quantity, assign, quantities, replace_fields, values, with_fields
+from dtwin_jax.core.signal import Doses, Steps
 
 
 @functools.cache
@@ -112,8 +111,7 @@ class _Params:
         }
         for name in beginnings(self.change.count):
             more[name] = (NEVER, Quantity(self.time, doc="when the occasion begins"))
-        fields = tuple((name, quantity) for name, (_, quantity) in more.items())
-        return _extended(p, _wider(type(p), fields), {name: value for name, (value, _) in more.items()})
+        return with_fields(p, more)
 
 
 @dataclass(frozen=True)
@@ -174,26 +172,7 @@ def _picked(many: list[Any], time: Any, starts: Any) -> Any:
 
 def _timed(u: Any, occasion: Any) -> Any:
     """Inputs with the occasion beside them."""
-    wider = _wider(type(u), (("occasion", Quantity("1")),))
-    return _extended(u, wider, {"occasion": occasion})
-
-
-def _extended(tree: Any, wider: type, more: dict[str, Any]) -> Any:
-    """The fields of `tree` and more, as an instance of a class that has them all."""
-    made = object.__new__(wider)
-    for name, value in (dict(vars(tree)) | more).items():
-        object.__setattr__(made, name, value if isinstance(value, AbstractSignal) else as_float(value))
-    return made
-
-
-@functools.cache
-def _wider(kind: type, fields: tuple[tuple[str, Quantity], ...]) -> type:
-    """`kind` with further fields."""
-    body: dict[str, Any] = {"__annotations__": {}, "__module__": kind.__module__}
-    for name, quantity in fields:
-        body["__annotations__"][name] = Input if name == "occasion" else Scalar
-        body[name] = var(quantity.unit, neutral=0.0, doc=quantity.doc)
-    return type(kind)(kind.__name__, (kind,), body)
+    return with_fields(u, {"occasion": (occasion, Quantity("1"))})
 
 
 def _check_noise(model: Any, names: tuple[str, ...]) -> None:

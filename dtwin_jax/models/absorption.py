@@ -5,9 +5,9 @@ Sources: Gabrielsson & Weiner, Pharmacokinetic and Pharmacodynamic Data Analysis
 
     zero order   central' = F oral + iv - ...,      oral doses given over `duration`
     sequential   depot' = F oral - ka depot,        oral doses given over `duration`
-    transit      stage_1' = oral - ktr stage_1,     ktr = stages / MTT
+    transit      stage_1' = F oral - ktr stage_1,   ktr = stages / MTT
                  stage_k' = ktr (stage_(k-1) - stage_k)
-                 depot' = F ktr stage_n - ka depot
+                 depot' = ktr stage_n - ka depot
 
 Each changes any model with the inputs `oral` and `iv`, a depot, ka, F and lag: `transit(three_compartment)`,
 `zero_order(parallel_elimination)`. What happens after absorption is the model's own; where that is exact, so
@@ -32,7 +32,7 @@ import numpy as np
 from dtwin_jax.core.prior import lognormal
 from dtwin_jax.core.quantity import param, quantities, replace_fields, var
 from dtwin_jax.core.record import Record, Series
-from dtwin_jax.core.signal import Doses, delay
+from dtwin_jax.core.signal import Doses, delay, scale
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.linear import LinearFlow
 from dtwin_jax.dynamics.model import Model
@@ -43,8 +43,8 @@ _HERE = "value and prior: weakly informative, chosen here"
 
 
 def dosing(u: Inputs, p: Any) -> Inputs:
-    """Oral doses arrive after the lag, over the duration of absorption."""
-    return Inputs(oral=delay(spread(u.oral, p.duration), p.lag), iv=u.iv)
+    """Oral doses arrive after the lag, over the duration of absorption, and F of them."""
+    return Inputs(oral=delay(spread(scale(u.oral, p.F), p.duration), p.lag), iv=u.iv)
 
 
 def spread(signal: Any, duration: Any) -> Any:
@@ -74,7 +74,7 @@ class Direct:
 
     def __call__(self, t: Scalar, x: Any, u: Inputs, p: Any) -> Any:
         """Rates of change at `t`, or the state after `t`."""
-        return self.of(t, x, Inputs(jnp.zeros_like(jnp.asarray(x.depot)), u.iv + p.F * u.oral), p)
+        return self.of(t, x, Inputs(jnp.zeros_like(jnp.asarray(x.depot)), u.iv + u.oral), p)
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def _params(kind: Any, added: str, idle: tuple[str, ...] = ()) -> Any:
 def _state(kind: type, stages: tuple[str, ...]) -> Any:
     """Amounts `kind`, and those in the stages."""
     unit = quantities(kind)["depot"].unit
-    return _struct("State", kind, {stage: var(unit, doc="before F") for stage in stages})
+    return _struct("State", kind, {stage: var(unit) for stage in stages})
 
 
 # Typed as plain: a class made at run time is beyond what can be told from the source.

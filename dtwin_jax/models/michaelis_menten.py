@@ -23,7 +23,7 @@ import numpy as np
 from dtwin_jax.core.prior import lognormal
 from dtwin_jax.core.quantity import param, var
 from dtwin_jax.core.record import Record, Series
-from dtwin_jax.core.signal import Doses, delay
+from dtwin_jax.core.signal import Doses, delay, scale
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.model import Model
 from dtwin_jax.dynamics.residual import combined
@@ -66,15 +66,15 @@ def init(p: Params) -> State:
 
 
 def dosing(u: Inputs, p: Params) -> Inputs:
-    """Oral doses arrive after the lag."""
-    return Inputs(oral=delay(u.oral, p.lag), iv=u.iv)
+    """Oral doses arrive after the lag, and F of them."""
+    return Inputs(oral=delay(scale(u.oral, p.F), p.lag), iv=u.iv)
 
 
 def drift(t: Scalar, x: State, u: Inputs, p: Params) -> State:
     """Rates of change, mg/h."""
     absorbed, concentration = p.ka * x.depot, x.central / p.V
     clearance = p.CL + p.Vmax / (p.Km + concentration)
-    return State(depot=p.F * u.oral - absorbed, central=u.iv + absorbed - clearance * concentration)
+    return State(depot=u.oral - absorbed, central=u.iv + absorbed - clearance * concentration)
 
 
 def observe(t: Scalar, x: State, u: Inputs, p: Params) -> Outputs:

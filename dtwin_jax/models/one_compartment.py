@@ -15,7 +15,7 @@ import numpy as np
 from dtwin_jax.core.prior import lognormal
 from dtwin_jax.core.quantity import param, var
 from dtwin_jax.core.record import Record, Series
-from dtwin_jax.core.signal import Doses, Input, delay
+from dtwin_jax.core.signal import Doses, Input, delay, scale
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.linear import filling, passage
 from dtwin_jax.dynamics.model import Model
@@ -65,27 +65,26 @@ def init(p: Params) -> State:
 
 
 def dosing(u: Inputs, p: Params) -> Inputs:
-    """Oral doses arrive after the lag."""
-    return Inputs(oral=delay(u.oral, p.lag), iv=u.iv)
+    """Oral doses arrive after the lag, and F of them."""
+    return Inputs(oral=delay(scale(u.oral, p.F), p.lag), iv=u.iv)
 
 
 def drift(t: Scalar, x: State, u: Inputs, p: Params) -> State:
     """Rates of change, mg/h."""
     absorbed = p.ka * x.depot
-    return State(depot=p.F * u.oral - absorbed, central=u.iv + absorbed - p.CL / p.V * x.central)
+    return State(depot=u.oral - absorbed, central=u.iv + absorbed - p.CL / p.V * x.central)
 
 
 def flow(dt: Scalar, x: State, u: Inputs, p: Params) -> State:
     """The exact solution after `dt` under constant inputs."""
     k = p.CL / p.V
-    inflow = p.F * u.oral
     emptied = passage(p.ka, k, dt)
-    depot = x.depot * jnp.exp(-p.ka * dt) + inflow * filling(p.ka, dt)
+    depot = x.depot * jnp.exp(-p.ka * dt) + u.oral * filling(p.ka, dt)
     central = (
         x.central * jnp.exp(-k * dt)
         + p.ka * x.depot * emptied
-        + (u.iv + inflow) * filling(k, dt)
-        - inflow * emptied
+        + (u.iv + u.oral) * filling(k, dt)
+        - u.oral * emptied
     )
     return State(depot=depot, central=central)
 

@@ -19,7 +19,7 @@ import numpy as np
 from dtwin_jax.core.prior import lognormal
 from dtwin_jax.core.quantity import param, var
 from dtwin_jax.core.record import Record, Series
-from dtwin_jax.core.signal import Doses, delay
+from dtwin_jax.core.signal import Doses, delay, scale
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.linear import LinearFlow
 from dtwin_jax.dynamics.model import Model
@@ -65,8 +65,8 @@ def init(p: Params) -> State:
 
 
 def dosing(u: Inputs, p: Params) -> Inputs:
-    """Oral doses arrive after the lag."""
-    return Inputs(oral=delay(u.oral, p.lag), iv=u.iv)
+    """Oral doses arrive after the lag, and F of them."""
+    return Inputs(oral=delay(scale(u.oral, p.F), p.lag), iv=u.iv)
 
 
 def drift(t: Scalar, x: State, u: Inputs, p: Params) -> State:
@@ -75,7 +75,7 @@ def drift(t: Scalar, x: State, u: Inputs, p: Params) -> State:
     to_shallow = p.Q2 * (concentration - x.shallow / p.V2)
     to_deep = p.Q3 * (concentration - x.deep / p.V3)
     return State(
-        depot=p.F * u.oral - absorbed,
+        depot=u.oral - absorbed,
         central=u.iv + absorbed - p.CL * concentration - to_shallow - to_deep,
         shallow=to_shallow,
         deep=to_deep,

@@ -34,7 +34,7 @@ import numpy as np
 from dtwin_jax.core.prior import lognormal
 from dtwin_jax.core.quantity import param, var
 from dtwin_jax.core.record import Record, Series
-from dtwin_jax.core.signal import Doses, Input, delay
+from dtwin_jax.core.signal import Doses, Input, delay, scale
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.model import Model
 from dtwin_jax.dynamics.residual import combined
@@ -125,8 +125,8 @@ def init_qss(p: QssParams) -> QssState:
 
 
 def dosing(u: Inputs, p: Disposition) -> Inputs:
-    """Doses under the skin arrive after the lag."""
-    return Inputs(sc=delay(u.sc, p.lag), iv=u.iv)
+    """Doses under the skin arrive after the lag, and F of them."""
+    return Inputs(sc=delay(scale(u.sc, p.F), p.lag), iv=u.iv)
 
 
 def drift(t: Scalar, x: State, u: Inputs, p: Params) -> State:
@@ -134,7 +134,7 @@ def drift(t: Scalar, x: State, u: Inputs, p: Params) -> State:
     absorbed, exchanged = p.ka * x.depot, p.kpt * x.central - p.ktp * x.tissue
     bound = p.kon * x.central / p.V * x.target - p.koff * x.complex
     return State(
-        depot=p.F * u.sc - absorbed,
+        depot=u.sc - absorbed,
         central=u.iv + absorbed - p.kel * x.central - exchanged - p.V * bound,
         tissue=exchanged,
         target=p.kdeg * (p.R0 - x.target) - bound,
@@ -157,7 +157,7 @@ def drift_qss(t: Scalar, x: QssState, u: Inputs, p: QssParams) -> QssState:
     absorbed, exchanged = p.ka * x.depot, p.kpt * p.V * C - p.ktp * x.tissue
     bound = x.total_target * C / (p.KSS + C)
     return QssState(
-        depot=p.F * u.sc - absorbed,
+        depot=u.sc - absorbed,
         total=u.iv + absorbed - p.kel * p.V * C - exchanged - p.kint * p.V * bound,
         tissue=exchanged,
         total_target=p.kdeg * (p.R0 - x.total_target) - (p.kint - p.kdeg) * bound,

@@ -17,7 +17,7 @@ import numpy as np
 from dtwin_jax.core.prior import lognormal
 from dtwin_jax.core.quantity import param, var
 from dtwin_jax.core.record import Record, Series
-from dtwin_jax.core.signal import Doses, delay
+from dtwin_jax.core.signal import Doses, delay, scale
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.linear import filling, passage
 from dtwin_jax.dynamics.model import Model
@@ -58,8 +58,8 @@ def init(p: Params) -> State:
 
 
 def dosing(u: Inputs, p: Params) -> Inputs:
-    """Oral doses arrive after the lag."""
-    return Inputs(oral=delay(u.oral, p.lag), iv=u.iv)
+    """Oral doses arrive after the lag, and F of them."""
+    return Inputs(oral=delay(scale(u.oral, p.F), p.lag), iv=u.iv)
 
 
 def drift(t: Scalar, x: State, u: Inputs, p: Params) -> State:
@@ -67,7 +67,7 @@ def drift(t: Scalar, x: State, u: Inputs, p: Params) -> State:
     absorbed = p.ka * x.depot
     exchanged = p.Q / p.V1 * x.central - p.Q / p.V2 * x.peripheral
     return State(
-        depot=p.F * u.oral - absorbed,
+        depot=u.oral - absorbed,
         central=u.iv + absorbed - p.CL / p.V1 * x.central - exchanged,
         peripheral=exchanged,
     )
@@ -85,13 +85,12 @@ def flow(dt: Scalar, x: State, u: Inputs, p: Params) -> State:
     gap = jnp.sqrt((k10 + k12 - k21) ** 2 + 4 * k12 * k21)
     fast = (total + gap) / 2
     slow = k10 * k21 / fast
-    inflow = p.F * u.oral
-    depot = x.depot * jnp.exp(-p.ka * dt) + inflow * filling(p.ka, dt)
+    depot = x.depot * jnp.exp(-p.ka * dt) + u.oral * filling(p.ka, dt)
     central = peripheral = 0.0
     for rate, other in ((fast, slow), (slow, fast)):
         decay, filled, emptied = jnp.exp(-rate * dt), filling(rate, dt), passage(p.ka, rate, dt)
         entered = (
-            x.central * decay + p.ka * x.depot * emptied + (u.iv + inflow) * filled - inflow * emptied
+            x.central * decay + p.ka * x.depot * emptied + (u.iv + u.oral) * filled - u.oral * emptied
         ) / (rate - other)
         aside = x.peripheral * decay / (rate - other)
         central = central + (rate - k21) * entered - k21 * aside

@@ -145,7 +145,7 @@ def test_gradients_are_finite_differences_at_every_rule(read):
     values = parameters()
     # Not at 0, where a finite difference would be of two rules.
     values["lag"] = values["lag"] + 0.37
-    names = ("CL", "V", "ka", "F", "lag", "long")
+    names = ("CL", "V", "ka", "F", "lag", "duration_iv")
     point = jnp.stack(
         [
             *(jnp.asarray(values[name]) for name in names),
@@ -285,7 +285,7 @@ def test_a_modelled_duration_that_no_model_states_is_told(read):
 
 def test_infusions_that_overlap_more_than_there_is_room_for_are_told(read):
     record = jax.tree.map(lambda leaf: leaf[0], read(("steady duration",)))
-    p = assign(drug.params(), {"CL": 1.1, "V": 20.0, "ka": 1.5, "long": 49.0})
+    p = assign(drug.params(), {"CL": 1.1, "V": 20.0, "ka": 1.5, "duration_iv": 49.0})
     assert np.isnan(simulate(drug, p, record.inputs, jnp.array([9.0])).output.concentration[0])
 
 
