@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from dtwin_jax.core.quantity import check_names, replace_fields
-from dtwin_jax.core.rules import Rules, no_rules, padded
+from dtwin_jax.core.rules import RESET, STEADY, Rules, no_rules, padded, resets_of
 from dtwin_jax.core.signal import AbstractSignal, Doses, Sampled, Steps
 from dtwin_jax.core.types import Codes, Mask, Scalar, Vector
 
@@ -165,10 +165,16 @@ def scenario(record: Record, *, until: float, every: float, **inputs: Any) -> Re
         until: end of the plan, in the model's unit of time.
         every: spacing of the times at which to predict.
         inputs: input name -> signal or number, in place of the record's; the others stay. For a cohort
-            the arrays of a signal may have a patient axis; without one all patients get the same.
+            the arrays of a signal may have a patient axis; without one all patients get the same. A reset
+            (EVID 3 and 4) is of the body and stays, whatever input the record told it of; a steady state is
+            of the doses that go, and goes with them.
 
     Returns:
         A record with the channels of `record`, without measurements, which are its `past`.
+
+    Raises:
+        ValueError: names or shapes that do not fit; an input that tells of a reset in place of which comes a
+            signal that cannot, or of a steady state that clears what another input gave.
     """
     if not every > 0:
         raise ValueError(f"scenario: every must be positive, found {every!r}")
@@ -180,7 +186,7 @@ def scenario(record: Record, *, until: float, every: float, **inputs: Any) -> Re
     planned = {name: _for_patients(name, signal, t0.shape) for name, signal in inputs.items()}
     series = Series(times)
     return Record(
-        replace_fields(record.inputs, planned),
+        replace_fields(record.inputs, _with_resets(record.inputs, planned, t0.shape)),
         dict.fromkeys(record.observations, series),
         dict(record.known),
         record.t0,
@@ -206,7 +212,8 @@ def _for_patients(name: str, signal: Any, patients: tuple[int, ...]) -> Any:
     axes = 1 if isinstance(signal, AbstractSignal) else 0
 
     def spread(leaf: Any) -> np.ndarray:
-        leaf = np.asarray(leaf, float)
+        # Rules of doses have codes.
+        leaf = np.asarray(leaf) if axes else np.asarray(leaf, float)
         if leaf.ndim == axes:
             return np.broadcast_to(leaf, patients + leaf.shape).copy()
         if leaf.ndim != axes + len(patients) or leaf.shape[: len(patients)] != patients:
@@ -215,6 +222,46 @@ def _for_patients(name: str, signal: Any, patients: tuple[int, ...]) -> Any:
         return leaf
 
     return jax.tree.map(spread, signal)
+
+
+def _with_resets(inputs: Any, planned: dict[str, Any], patients: tuple[int, ...]) -> dict[str, Any]:
+    """The planned inputs, and what resets of the record do to them; doses with rules of their own stay."""
+    dosed = {name: signal for name, signal in vars(inputs).items() if isinstance(signal, Doses)}
+    ruled = {name: signal.rules for name, signal in dosed.items() if signal.rules is not None}
+    for name in ruled.keys() & planned.keys():
+        _refuse_cleared(name, ruled[name], {n: s for n, s in dosed.items() if n not in planned})
+    kept = {name: resets_of(rules) if name in planned else rules.restarts for name, rules in ruled.items()}
+    times = [np.where(np.isin(r.kind, (RESET, STEADY)), r.time, -np.inf) for r in kept.values()]
+    clears = np.concatenate([np.full((*patients, 1), -np.inf), *times], axis=-1)
+    if not np.any(np.isfinite(clears)):
+        return planned
+    none = resets_of(jax.tree.map(lambda leaf: leaf[..., :0], next(iter(ruled.values()))))
+    found = dict(planned)
+    for name, signal in planned.items():
+        own = kept.get(name, none)
+        if not isinstance(signal, AbstractSignal) and np.any(own.kind == RESET) and not np.any(signal):
+            signal = _for_patients(name, Doses([0.0], [0.0]), patients)  # noqa: PLW2901 (nothing, with resets)
+        if isinstance(signal, Doses) and signal.rules is None:
+            ended = np.where(clears[..., None, :] > signal.time[..., None], clears[..., None, :], np.inf)
+            told = {"held": np.zeros(signal.time.shape, int), "until": ended.min(axis=-1)}
+            rules = replace_fields(next(iter(ruled.values())), told | {"restarts": own})
+            found[name] = eqx.tree_at(lambda s: s.rules, signal, rules, is_leaf=lambda leaf: leaf is None)
+        elif not isinstance(signal, Doses) and np.any(own.kind == RESET):
+            raise ValueError(
+                f"scenario: input {name!r} tells of resets, which stay: give Doses, or 0, for it"
+            )
+    return found
+
+
+def _refuse_cleared(name: str, rules: Rules, others: dict[str, Doses]) -> None:
+    """Refuse to leave out a steady state that clears what other inputs have given."""
+    again = rules.restarts
+    steady = np.max(np.where(np.asarray(again.kind) == STEADY, again.time, -np.inf), axis=-1, initial=-np.inf)
+    for other, doses in others.items():
+        if np.any((np.asarray(doses.time) < steady[..., None]) & (np.asarray(doses.amount) != 0)):
+            raise ValueError(
+                f"scenario: a steady state of {name!r} clears what {other!r} gave before: plan both inputs"
+            )
 
 
 def _size(record: Record) -> int:

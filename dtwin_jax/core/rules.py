@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dtwin_jax.core.quantity import replace_fields
 from dtwin_jax.core.types import Codes, Vector
 
 # What is held when the amount of a dose changes with bioavailability, or what the model is to say of it.
@@ -106,6 +107,16 @@ def padded(rules: Rules, doses: int, restarts: int, overlap: int) -> Rules:
     both = zip(_leaves(rules), _leaves(more), strict=True)
     held, until, *rows = (np.concatenate([np.asarray(one), other]) for one, other in both)
     return Rules(held, until, Restarts(*rows, overlap=overlap))
+
+
+def resets_of(rules: Rules) -> Restarts:
+    """The restarts of `rules`, of which only resets are left; also of a cohort's."""
+    again = rules.restarts
+    kind = np.where(np.asarray(again.kind) == RESET, RESET, NOTHING)
+    bare = ("amount", "duration", "held", "interval", "lag")
+    return replace_fields(
+        again, {"kind": kind} | {name: np.zeros_like(getattr(again, name)) for name in bare}
+    )
 
 
 def columns(rules: Rules) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -233,7 +233,7 @@ def scale(signal: Any, factor: Any) -> Any:
 
     if isinstance(signal, Doses):
         return _changed(signal, changed)
-    if isinstance(signal, AbstractSignal):
+    if isinstance(signal, Steps | Sampled):
         return eqx.tree_at(lambda s: s.value, signal, signal.value * _number("scale", signal, factor))
     return jnp.where(signal == 0, signal, jnp.nan) if callable(factor) else signal * factor
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from dtwin_jax.core.quantity import var
 from dtwin_jax.core.record import Cohort, Record, Series, buckets, scenario, stack
+from dtwin_jax.core.rules import NOTHING, RESET, STEADY, Restarts, Rules
 from dtwin_jax.core.signal import Doses, Input, Sampled, Steps
 
 
@@ -243,6 +244,60 @@ def test_a_scenario_of_a_cohort_takes_a_plan_for_each_patient():
         ValueError, match=r"input 'meal' has values of shape \(3,\); wanted one a patient \(2\)"
     ):
         scenario(cohort.record, until=1.0, every=1.0, meal=np.zeros(3))
+
+
+def cleared(kind, at=24.0):
+    """Doses by mouth at 0 and 24 h, the second as the body is set anew; a meal that is eaten for 48 h."""
+    row = lambda value, kind=float: np.full(1, value, kind)  # noqa: E731
+    again = Restarts(
+        row(at), row(kind, int), row(5.0), row(0.0), row(0, int), row(12.0), row(0.0), row(np.inf)
+    )
+    rules = Rules(np.zeros(2, int), np.array([at, np.inf]), again)
+    return record(3, oral=Doses([0.0, at], [5.0, 5.0], rules=rules), meal=Doses([0.0], [30.0], [48.0]))
+
+
+def test_a_reset_stays_in_a_scenario():
+    """EVID 3 clears the body: what is planned before it ends there, what is planned at it comes after."""
+    given = Doses([0.0, 12.0, 24.0], 9.0, 18.0)
+    plan = scenario(cleared(RESET), until=48.0, every=1.0, oral=given).inputs.oral
+    assert plan.rules.restarts.kind.tolist() == [RESET] and plan.rules.restarts.time.tolist() == [24.0]
+    np.testing.assert_array_equal(
+        [plan(t) for t in (11.0, 17.0, 23.0, 25.0, 41.0)], [0.5, 1.0, 0.5, 0.5, 0.5]
+    )
+    nothing = scenario(cleared(RESET), until=48.0, every=1.0, oral=0).inputs.oral
+    assert nothing.rules.restarts.kind.tolist() == [RESET] and not np.any(nothing.amount)
+    # Told of one input, it is of all.
+    meal = scenario(cleared(RESET), until=48.0, every=1.0, meal=Doses([10.0], [30.0], [30.0])).inputs.meal
+    assert meal.rules.until.tolist() == [24.0] and not meal.rules.set_anew
+
+
+def test_a_reset_stays_in_the_scenario_of_a_cohort():
+    cohort = stack(
+        {"a": cleared(RESET), "b": cleared(RESET, at=36.0), "c": record(2, oral=Doses([0.0], [1.0]))}
+    )
+    plan = scenario(cohort.record, until=48.0, every=1.0, oral=Doses([0.0, 30.0], [9.0, 9.0])).inputs.oral
+    assert plan.rules.until.tolist() == [[24.0, np.inf], [36.0, 36.0], [np.inf, np.inf]]
+    assert plan.rules.restarts.kind.tolist() == [[RESET], [RESET], [NOTHING]]
+    other = scenario(cohort.record, until=48.0, every=1.0, oral=0.0).inputs.oral
+    assert other.rules.restarts.kind.tolist() == [[RESET], [RESET], [NOTHING]]
+
+
+def test_a_steady_state_goes_with_its_doses():
+    alone = scenario(cleared(STEADY, at=0.0), until=48.0, every=1.0, oral=Doses([0.0], [9.0])).inputs.oral
+    assert alone.rules is None
+    with pytest.raises(
+        ValueError, match="a steady state of 'oral' clears what 'meal' gave before: plan both"
+    ):
+        scenario(cleared(STEADY), until=48.0, every=1.0, oral=Doses([0.0], [9.0]))
+    both = scenario(cleared(STEADY), until=48.0, every=1.0, oral=Doses([0.0], [9.0]), meal=0.0).inputs
+    assert both.oral.rules is None
+
+
+def test_a_signal_that_knows_no_resets_is_refused_where_there_are_some():
+    with pytest.raises(
+        ValueError, match="input 'oral' tells of resets, which stay: give Doses, or 0, for it"
+    ):
+        scenario(cleared(RESET), until=48.0, every=1.0, oral=Steps([0.0], [3.0]))
 
 
 def test_a_scenario_that_makes_no_sense_is_refused():
