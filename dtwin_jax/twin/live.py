@@ -33,6 +33,7 @@ from dtwin_jax.core.record import Cohort, Record, Series
 from dtwin_jax.dynamics.advance import advance, over_by
 from dtwin_jax.dynamics.filtering.gaussian import Gaussian
 from dtwin_jax.dynamics.filtering.weights import drawn_rows, effective_of
+from dtwin_jax.dynamics.model import Model
 from dtwin_jax.inference.density import estimated, parameters, standard_promotion
 from dtwin_jax.inference.population import Population
 from dtwin_jax.inference.predictive import theta_of
@@ -93,7 +94,11 @@ def live(f: Any, tree: Any, *, draws: int = 200) -> Live:
         f: the model, or the `Population`, of the calibration.
         tree: result of `calibrate`.
         draws: of the posterior, at most.
+
+    Raises:
+        ValueError: parameters that change by occasion, or no `Model`, whose state could be followed.
     """
+    _check_followed("live", f)
     if isinstance(f, Population) and f.occasions is not None:
         raise ValueError("live: twins whose parameters change by occasion cannot be followed")
     density, base = density_from(f, tree)
@@ -115,7 +120,11 @@ def live_from_prior(f: Any, cohort: Cohort, *, key: Any, draws: int = 200, prior
         key: random key.
         draws: of the prior.
         priors: as in `fit`.
+
+    Raises:
+        ValueError: a `Population`, or no `Model`, whose state could be followed.
     """
+    _check_followed("live_from_prior", f)
     if isinstance(f, Population):
         raise ValueError("live_from_prior takes a model: a Population's patients begin from a calibration")
     base, free = estimated(f, priors or {}, tuple(cohort.record.known))
@@ -138,8 +147,9 @@ def assimilate(
         f: the model, or the `Population`, of the live twins.
         live: the twins.
         new: stacked record of the same patients, or that of one; measurements later than `live.time`, and the
-            inputs from then on (earlier ones may be there: boluses are not given twice). What is known of the
-            patients, and the start, are those of `live`.
+            inputs from then on (earlier ones may be there: boluses are not given twice; an input on which a
+            lag or bioavailability depends is to be there from the first dose on that has not arrived). What
+            is known of the patients, and the start, are those of `live`.
         key: random key of the renewal, or one a patient: then what a patient draws is of him alone.
         until: (patient,) or one time to which the state is carried; by default that of each patient's last
             measurement.
@@ -247,6 +257,17 @@ def doses_over(model: Any, live: Live, inputs: Any) -> dict[str, Any]:
 
 def _model(f: Any) -> Any:
     return f.predictor if isinstance(f, Population) else f
+
+
+def _check_followed(who: str, f: Any) -> None:
+    model = _model(f)
+    if not isinstance(model, Model):
+        kind = type(model).__name__
+        raise ValueError(
+            f"{who}: {model.name} is of the kind {kind}, and only the state of a Model can be followed; "
+            "calibrate the Model by itself (errors that remember each other are part of no state), or "
+            "predict from the whole record by forecast"
+        )
 
 
 def _of(live: Live, record: Record) -> Record:

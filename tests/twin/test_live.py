@@ -16,13 +16,22 @@ from dtwin_jax.core.record import Record, Series, stack
 from dtwin_jax.core.signal import Doses, Input
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.advance import advance, beginning, log_likelihood_of
+from dtwin_jax.dynamics.autocorrelated import autocorrelated
 from dtwin_jax.dynamics.filtering.kalman import Kalman
 from dtwin_jax.dynamics.linear import filling
 from dtwin_jax.dynamics.model import Model
 from dtwin_jax.dynamics.residual import additive
 from dtwin_jax.dynamics.solver import Solver
 from dtwin_jax.inference.population import Population
-from dtwin_jax.twin.live import Live, assimilate, doses_over, forecast_live, live_from_prior, parameters_of
+from dtwin_jax.twin.live import (
+    Live,
+    assimilate,
+    doses_over,
+    forecast_live,
+    live,
+    live_from_prior,
+    parameters_of,
+)
 
 KEY = jax.random.key(3)
 
@@ -188,6 +197,17 @@ def _fed(live, stop):
     base = parameters_of(live)["base"][..., None]
     left = np.exp(-0.3 * (stop - np.asarray(live.time)))[:, None, None]
     return np.asarray(live.belief.mean) * left + base * (1 - left) / 0.3
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["model", "population"])
+def test_errors_that_remember_each_other_cannot_be_followed(shared):
+    """Nothing of the result is looked at."""
+    f = autocorrelated(MODEL, 2.0)
+    says = "fed_autocorrelated is of the kind Autocorrelated, and only the state of a Model can be followed"
+    with pytest.raises(ValueError, match=f"live: {says}.*calibrate the Model by itself.*forecast"):
+        live(Population(f, vary=("base",)) if shared else f, None)
+    with pytest.raises(ValueError, match=f"live_from_prior: {says}"):
+        live_from_prior(f, stack({"a": Record(Inputs(), {"amount": Series([1.0])})}), key=KEY)
 
 
 def test_wrong_measurements_are_named():
