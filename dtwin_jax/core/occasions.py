@@ -27,32 +27,6 @@ def occasions_in(known: Iterable[str]) -> int:
     return count
 
 
-def begun(
-    patients: Iterable[str], times: Iterable[float], occasions: Iterable[float]
-) -> dict[str, list[float]]:
-    """When the second occasion of each patient begins, and those after it: at the first row of each.
-
-    Args:
-        patients: of every row of a table.
-        times: of every row, in the model's unit of time, in order of a patient's rows.
-        occasions: of every row: any numbers that tell one from the next, as in a column OCC.
-
-    Raises:
-        ValueError: an occasion that comes back after another, or rows whose time goes back.
-    """
-    first: dict[str, dict[float, float]] = {}
-    last: dict[str, tuple[float, float]] = {}
-    for patient, time, occasion in zip(patients, times, occasions, strict=True):
-        seen, (before, now) = first.setdefault(patient, {}), last.get(patient, (time, occasion))
-        if time < before:
-            raise ValueError(f"patient {patient!r}: time {time} comes after {before}")
-        if occasion != now and occasion in seen:
-            raise ValueError(f"patient {patient!r}: occasion {occasion} comes back at time {time}")
-        seen.setdefault(occasion, time)
-        last[patient] = (time, occasion)
-    return {patient: list(seen.values())[1:] for patient, seen in first.items()}
-
-
 def with_occasions(record: Record, starts: Sequence[float], count: int) -> Record:
     """`record`, with what is known of when its occasions begin.
 

@@ -18,7 +18,7 @@ import pytest
 from lines import Inputs
 from scipy import stats
 
-from dtwin_jax.core.occasions import NEVER, begun, with_occasions
+from dtwin_jax.core.occasions import NEVER, with_occasions
 from dtwin_jax.core.prior import halfnormal, lognormal, normal
 from dtwin_jax.core.quantity import param
 from dtwin_jax.core.record import Record, Series, stack
@@ -189,15 +189,6 @@ def test_posterior_and_forecast_have_a_value_for_each_occasion(patients):
     np.testing.assert_allclose(found, np.moveaxis(expected[0], -1, -2), rtol=1e-12)
     new = forecast_new(POPULATION, tree, patients.record, key=jax.random.key(1))["predictions"]["y_expected"]
     assert np.all(np.abs(np.diff(new.values[:, :-1], axis=2)[..., 1]) > 0.0)
-
-
-def test_occasions_begin_at_their_first_rows():
-    rows = [("a", 0.0, 1), ("a", 3.0, 1), ("b", 0.0, 7), ("a", 24.0, 2), ("a", 24.0, 2), ("a", 50.0, 5)]
-    assert begun(*zip(*rows, strict=True)) == {"a": [24.0, 50.0], "b": []}
-    with pytest.raises(ValueError, match=r"patient 'a': occasion 1 comes back at time 60\.0"):
-        begun(*zip(*rows, ("a", 60.0, 1), strict=True))
-    with pytest.raises(ValueError, match=r"patient 'a': time 49\.0 comes after 50\.0"):
-        begun(*zip(*rows, ("a", 49.0, 5), strict=True))
 
 
 def test_what_occasions_need_is_named(patients):
