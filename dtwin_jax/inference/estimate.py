@@ -49,7 +49,8 @@ def estimate(  # noqa: PLR0913
         cohort: the patients.
         by: "fo", "foce", "focei" or "laplace"; "quadrature", adaptive, of Gauss and Hermite; "importance",
             sampled about the peaks from a t distribution, by the same draws at every step of the search;
-            "saem", of which the likelihood is told as by "importance".
+            "saem", of which the likelihood is told as by "importance". The first three are about normal
+            errors, and refuse others (Student's t, M2, M4), which all from "laplace" on take.
         priors: name -> `Prior` (estimated), a number or None (known).
         nodes: of quadrature, in each direction.
         draws: of importance sampling, of each patient; powers of 2 are best.

@@ -98,9 +98,15 @@ def test_quadrature_is_scipys_integral(noise, told, family):
 
 
 def test_what_focei_cannot_take_is_refused():
-    population = dt.Population(replace(decay, noise=quantified(additive)), ("level",))
-    with pytest.raises(ValueError, match="channel 'drug' has no normal errors, which focei cannot take"):
-        dt.estimate(population, people(False), by="focei", priors={"df": DF})
+    for noise, by in (
+        (positive(additive), "fo"),
+        (student_t(additive), "foce"),
+        (quantified(additive), "focei"),
+    ):
+        population = dt.Population(replace(decay, noise=noise), ("level",))
+        says = f"channel 'drug' has no normal errors, which {by} cannot take: use laplace"
+        with pytest.raises(ValueError, match=says):
+            dt.estimate(population, people(False), by=by, priors={"df": DF})
     with pytest.raises(
         ValueError, match="a measurement is below its limit, where the error is of those above"
     ):
