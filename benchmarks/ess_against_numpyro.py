@@ -29,7 +29,8 @@ from dtwin_jax.inference.calibrate import calibrate
 from dtwin_jax.inference.density import standard_promotion
 from dtwin_jax.inference.diagnostics import CalibrationWarning
 from dtwin_jax.inference.nuts import Nuts
-from dtwin_jax.inference.population import EFFECTS, Population, density_of
+from dtwin_jax.inference.population import Population, density_of
+from dtwin_jax.inference.scatter import EFFECTS
 from dtwin_jax.io.table import read_table
 from dtwin_jax.models import one_compartment
 

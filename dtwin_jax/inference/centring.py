@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from dtwin_jax.inference.density import standard_promotion
-from dtwin_jax.inference.population import EFFECTS, PopulationDensity
+from dtwin_jax.inference.population import PopulationDensity
 from dtwin_jax.inference.predictive import constrained
+from dtwin_jax.inference.scatter import EFFECTS
 
 # How many draws a spread that is known beforehand counts as, and what it is: Stan's.
 _DRAWS, _SPREAD = 5.0, 1e-3
@@ -35,7 +36,7 @@ def best_centring(density: PopulationDensity, values: dict[str, Any]) -> Any:
     for name, bijector in density.bijectors.items():
         within = jnp.mean(jnp.var(bijector.inv(jnp.asarray(values[name])), axis=(0, 1)))
         shares.append(1.0 - within / jnp.mean(jnp.asarray(values[f"omega_{name}"]) ** 2))
-    return jnp.clip(jnp.stack(shares), 0.0, 1.0)
+    return jnp.clip(jnp.stack(shares), 0.0, 1.0) * density.free
 
 
 @standard_promotion
@@ -58,7 +59,7 @@ def first_centring(
     variance = jnp.mean(jax.vmap(unravel)(own)[EFFECTS], axis=1)
     values = constrained(density, base, record, jax.tree.map(lambda leaf: leaf[:, None], z), centring)
     omega = jnp.stack([values[f"omega_{name}"][:, 0] for name in density.bijectors], axis=1)
-    return jnp.clip(jnp.mean(1.0 - variance / omega ** (2.0 * centring), axis=0), 0.0, 1.0)
+    return jnp.clip(jnp.mean(1.0 - variance / omega ** (2.0 * centring), axis=0), 0.0, 1.0) * density.free
 
 
 def recentred(
@@ -74,7 +75,9 @@ def recentred(
         centring: of `z`, and that of the result; (effect,) each.
     """
     values = constrained(density, base, record, z, centring[0])
-    return dict(z) | {EFFECTS: _effects(density, record, values, centring[1])}
+    moved = _effects(density, record, values, centring[1])
+    # What is not free is scaled under either.
+    return dict(z) | {EFFECTS: jnp.where(density.free > 0, moved, z[EFFECTS])}
 
 
 @functools.partial(jax.jit, static_argnames=("density",))

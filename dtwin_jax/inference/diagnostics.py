@@ -226,6 +226,8 @@ def _beliefs(tree: Any) -> dict[str, Prior]:
     found |= {f"omega_{name}": prior for name, prior in scatter.items()}
     occasions = population.get("occasions") or {"vary": {}}
     found |= {f"gamma_{name}": prior_from_dict(prior) for name, prior in occasions["vary"].items()}
+    shapes = population.get("boxcox", {}).items()
+    found |= {f"shape_{name}": prior_from_dict(one) for name, one in shapes if isinstance(one, dict)}
     for covariate in population["covariates"]:
         if isinstance(covariate["coefficient"], dict):
             label = covariate["label"]

@@ -90,8 +90,10 @@ def _at_an_end(found: Estimate, effects: Effects) -> dict[str, str]:
 def _flat(found: Estimate, effects: Effects, named: set[str]) -> dict[str, str]:
     """Numbers with which the likelihood hardly changes."""
     said, curved = {}, np.diag(found.curvature)
+    shapes = dict(effects.population.shapes)
     for i, name in enumerate(effects.supports()):
-        own = float(found.estimate[name]) == float(found.vector[i])
+        # Shapes have no unit that their size would have to be seen against.
+        own = float(found.estimate[name]) == float(found.vector[i]) and name not in shapes
         scale = max(found.vector[i] ** 2, 1e-300) if own else 1.0
         if name not in named and not curved[i] * scale > _CURVED:
             value = f"found {found.estimate[name]:.3g}"

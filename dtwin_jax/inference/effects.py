@@ -11,7 +11,7 @@ import numpy as np
 from dtwin_jax.core.prior import Prior
 from dtwin_jax.core.quantity import values
 from dtwin_jax.core.record import Record
-from dtwin_jax.inference.covariate import Covariate
+from dtwin_jax.inference import boxcox
 from dtwin_jax.inference.population import Population
 from dtwin_jax.inference.target import Target
 
@@ -25,9 +25,9 @@ _SPREAD = 0.5
 class Effects:
     """How the vector of a population's estimated numbers is laid out; all of them unbounded.
 
-    First the typical value of each estimated parameter, then coefficients of covariates, then the lower
-    triangle of the root of the random effects' covariance, where effects are correlated, with the logs of its
-    diagonal. Last the logs of the standard deviations between occasions.
+    First the typical value of each estimated parameter, then coefficients of covariates and shapes of
+    effects, then the lower triangle of the root of the random effects' covariance, where effects are
+    correlated, with the logs of its diagonal. Last the logs of the standard deviations between occasions.
 
     Random effects are those between patients, then those of each occasion.
 
@@ -69,8 +69,8 @@ class Effects:
 
     @property
     def coefficients(self) -> tuple[str, ...]:
-        """Estimated coefficients of covariates."""
-        return tuple(one.label for one, _ in self._estimated())
+        """Estimated coefficients of covariates, and shapes of effects."""
+        return tuple(label for label, _ in self._estimated())
 
     @property
     def correlated(self) -> bool:
@@ -89,7 +89,7 @@ class Effects:
         return typical + self.coefficients + scatter + tuple(f"gamma_{name}" for name in self.between)
 
     def start(self, base: Any) -> np.ndarray:
-        """Declared values, no effect of covariates, moderate scatter."""
+        """Declared values, no effect of covariates, moderate scatter that is not skewed."""
         declared = values(base)
         first = self.typical.unbounded(jnp.stack([jnp.asarray(declared[n], float) for n, _ in self.priors]))
         rows, columns = self._triangle()
@@ -149,8 +149,25 @@ class Effects:
         changing = np.asarray([names.index(name) for _, name in self.population.changing], int)
         return jnp.concatenate([u, u[:, changing]], axis=1)
 
-    def spread(self, eta: Any) -> Any:
+    def individual(self, psi: Any, record: Record, eta: Any) -> Any:
+        """Unbounded parameters (..., patient, name) of random effects (..., patient, effect)."""
+        return self.centres(psi, record) + self.spread(psi, eta)
+
+    def transformed(self, psi: Any, eta: Any) -> Any:
+        """What normal effects (..., effect) move the parameters by."""
+        return boxcox.moved(self.population.boxcox, self.effects, self._moves(psi), eta)
+
+    def restored(self, psi: Any, moves: Any) -> Any:
+        """The normal effects of which `transformed` made `moves`."""
+        return boxcox.restored(self.population.boxcox, self.effects, self._moves(psi), moves)
+
+    def log_stretch(self, psi: Any, eta: Any) -> Any:
+        """The log of how fast each of `transformed` grows with its effect."""
+        return boxcox.log_stretch(self.population.boxcox, self.effects, self._moves(psi), eta)
+
+    def spread(self, psi: Any, eta: Any) -> Any:
         """Random effects (..., effect) as moves of the unbounded parameters (..., name)."""
+        eta = self.transformed(psi, eta)
         moved = [name for name, _ in (*self.priors, *self.population.changing)]
         origin = dict(self.population.changing)
         moves = np.asarray(
@@ -177,7 +194,7 @@ class Effects:
         return found | {f"gamma_{name}": self._gamma(psi)[i] for i, name in enumerate(self.between)}
 
     def supports(self) -> dict[str, Prior]:
-        """Name -> the prior that bounds it, of typical values and coefficients, in their order."""
+        """Name -> the prior that bounds it, of typical values, coefficients and shapes, in their order."""
         given = [prior for _, prior in self.priors] + [prior for _, prior in self._estimated()]
         return dict(zip(self.names, given, strict=False))
 
@@ -192,7 +209,7 @@ class Effects:
         return np.concatenate([first, left + _SPREAD * np.asarray(jax.random.normal(other, left.shape))])
 
     def bijectors(self) -> dict[str, Any]:
-        """Name -> from the vector's scale to the reported one, of typical values and coefficients."""
+        """Name -> from the vector's scale to the reported one, of typical values, coefficients and shapes."""
         return dict(zip(self.names, [*self.typical.bijectors(), *self._bounds()], strict=False))
 
     def _gamma(self, psi: Any) -> Any:
@@ -200,7 +217,7 @@ class Effects:
         return jnp.exp(psi[len(psi) - len(self.between) :])
 
     def _moves(self, psi: Any) -> dict[str, Any]:
-        """The coefficients of covariates on their own scales."""
+        """Coefficients and shapes on their own scales."""
         first = len(self.priors)
         return {
             name: bound(psi[first + i])
@@ -212,9 +229,9 @@ class Effects:
 
         return [dist.biject_to(prior.distribution().support) for _, prior in self._estimated()]
 
-    def _estimated(self) -> list[tuple[Covariate, Prior]]:
-        each = self.population.covariates
-        return [(one, one.coefficient) for one in each if isinstance(one.coefficient, Prior)]
+    def _estimated(self) -> list[tuple[str, Prior]]:
+        each = [(one.label, one.coefficient) for one in self.population.covariates]
+        return [(label, one) for label, one in (*each, *self.population.shapes) if isinstance(one, Prior)]
 
     def _triangle(self) -> tuple[np.ndarray, np.ndarray]:
         block = {i: k for k, places in enumerate(self.population.together) for i in places}

@@ -101,7 +101,7 @@ class Marginal:
         effects = self.effects
 
         def rows(eta: Any) -> dict:
-            found = measured(effects.target, base, record, effects.centres(psi, record) + effects.spread(eta))
+            found = measured(effects.target, base, record, effects.individual(psi, record, eta))
             return self._without_interaction(base, record, psi, found) if self.by == "foce" else found
 
         along = lambda way: jax.jvp(rows, (eta,), (jnp.broadcast_to(way, eta.shape),))  # noqa: E731
@@ -152,7 +152,7 @@ class Marginal:
             # L^-T z for a curvature L L'.
             move = lambda half, z: jax.scipy.linalg.solve_triangular(half.T, z, lower=False)  # noqa: E731
             here = eta + jax.vmap(move)(half, at)
-            found = measured(effects.target, base, record, centres + effects.spread(here))
+            found = measured(effects.target, base, record, centres + effects.spread(psi, here))
             fit = sum(jnp.sum(each["fit"], axis=1) for each in found.values())
             return fit + log_normal_density(root, here) + each.log_weight - log_size
 

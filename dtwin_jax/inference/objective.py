@@ -48,6 +48,9 @@ class Objective:
     def check(self) -> None:
         """Refuse errors that the approximation cannot take."""
         marginal = self.marginal
+        shapes = ", ".join(name for name, _ in marginal.effects.population.shapes)
+        if marginal.by == "fo" and shapes:
+            raise ValueError(f"fo, about no effects, knows nothing of {shapes}: give a number, or use focei")
         if marginal.by not in ("fo", "foce", "focei"):
             return
         psi = np.zeros(len(marginal.effects.names))

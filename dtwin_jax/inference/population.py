@@ -12,16 +12,13 @@ from dtwin_jax.core.predictor import Predictor
 from dtwin_jax.core.prior import Prior, halfnormal
 from dtwin_jax.core.quantity import check_names, quantities
 from dtwin_jax.core.record import Cohort, Record
+from dtwin_jax.inference import boxcox, scatter
 from dtwin_jax.inference.covariate import Covariate, check_covariates
 from dtwin_jax.inference.density import Override, estimated, patient_log_likelihood
 from dtwin_jax.inference.devices import Spread, spread_log_likelihood
 from dtwin_jax.inference.occasions import Occasions
 
 DEFAULT_OMEGA = halfnormal(0.5)
-# Site of the effects, in coordinates between centred and not.
-EFFECTS = "random effects"
-# Sites of the roots of correlations, block by block.
-_FACTORS = ("correlation factor", *(f"correlation factor {k}" for k in range(2, 10)))
 
 
 @dataclass(frozen=True)
@@ -40,6 +37,8 @@ class Population:
         blocks: groups of names whose effects are correlated with each other, and with no others; by default,
             with a `correlation`, all are.
         occasions: what varies between occasions of a patient besides.
+        boxcox: parameters whose random effects are skewed (`inference.boxcox`): names, or name -> the shape
+            lambda, a number (known) or a prior (estimated; by default normal(0, 1)).
         centred: whether random effects are sampled around the typical value (better where a patient's data
             alone pin the parameters down) or scaled from a standard normal (better for sparse data). None
             lets `calibrate` find the best mixture for each parameter in its warm-up; correlated
@@ -53,6 +52,7 @@ class Population:
     centred: bool | None = None
     blocks: tuple[tuple[str, ...], ...] = ()
     occasions: Occasions | None = None
+    boxcox: Any = ()
 
     def __post_init__(self):
         vary = self.vary if isinstance(self.vary, Mapping) else dict(_pairs(self.vary))
@@ -66,6 +66,8 @@ class Population:
         object.__setattr__(self, "vary", tuple(vary.items()))
         object.__setattr__(self, "covariates", tuple(self.covariates))
         object.__setattr__(self, "blocks", tuple(tuple(block) for block in self.blocks))
+        object.__setattr__(self, "boxcox", boxcox.shapes_of(self.boxcox))
+        check_names("vary", "parameter", dict(self.boxcox), vary)
 
     @property
     def name(self) -> str:
@@ -84,6 +86,11 @@ class Population:
             return ()
         blocks = self.blocks or (self.varying,)
         return tuple(tuple(sorted(self.varying.index(name) for name in block)) for block in blocks)
+
+    @property
+    def shapes(self) -> tuple[tuple[str, Prior], ...]:
+        """Label and prior of the estimated shapes of effects."""
+        return tuple((boxcox.label(name), one) for name, one in self.boxcox if isinstance(one, Prior))
 
     @property
     def changing(self) -> tuple[tuple[str, str], ...]:
@@ -120,13 +127,7 @@ class PopulationDensity:
     priors: tuple[tuple[str, Prior], ...]
 
     # Sites that serve the sampler, and say nothing to a reader beside what is derived from them.
-    # No parameter can be called so.
-    latent: ClassVar[tuple[str, ...]] = (
-        EFFECTS,
-        "standard effects",
-        "occasion effects",
-        *_FACTORS,
-    )
+    latent: ClassVar[tuple[str, ...]] = (*scatter.LATENT, "occasion effects")
     climb: ClassVar[int] = 100
 
     @property
@@ -160,8 +161,8 @@ class PopulationDensity:
             base: parameters with the known ones filled in.
             record: of all patients, stacked; or spread over devices, which then share the work.
             centring: (effect,) between 0, effects scaled from a standard normal, and 1, sampled around the
-                typical value; 1 if None. It changes the sampler's coordinates only. For correlated effects
-                the population's own `centred` decides.
+                typical value; 1 if None, and 0 for those that are not `free`. It changes the sampler's
+                coordinates only. For correlated effects the population's own `centred` decides.
             likelihood: False for prior draws and deterministic sites only.
         """
         import numpyro
@@ -217,6 +218,12 @@ class PopulationDensity:
         prior = dict(self.priors)
         return {name: dist.biject_to(prior[name].distribution().support) for name in self.population.varying}
 
+    @property
+    def free(self) -> np.ndarray:
+        """(effect,) 1 for those that may be centred, 0 for transformed ones, which never are."""
+        shaped = dict(self.population.boxcox)
+        return np.asarray([float(name not in shaped) for name in self.population.varying])
+
     def expected(self, values: dict[str, Any], record: Record) -> dict[str, Any]:
         """Mean of each varying parameter on its unbounded scale, from the named `values` of one draw."""
         from numpyro import handlers
@@ -240,9 +247,15 @@ class PopulationDensity:
         mean = jnp.stack([jnp.broadcast_to(centre[name], (count,)) for name in scales], axis=-1)
         scale = jnp.stack(list(scales.values()))
         if self.population.correlation is None:
-            unbounded = _scattered(mean, scale, jnp.ones_like(scale) if centring is None else centring)
+            full = jnp.ones_like(scale) if centring is None else centring
+            unbounded = scatter.independent(mean, scale, full * self.free)
         else:
-            unbounded = self._correlated(mean, scale)
+            blocks, concentration = self.population.together, self.population.correlation
+            unbounded = scatter.correlated(blocks, concentration, bool(self.population.centred), mean, scale)
+        if self.population.boxcox:
+            values = {name: numpyro.sample(name, one.distribution()) for name, one in self.population.shapes}
+            eta = boxcox.moved(self.population.boxcox, self.population.varying, values, unbounded - mean)
+            unbounded = mean + eta
         found = {name: unbounded[:, i] for i, name in enumerate(scales)}
         scale_of = {name: name for name in found} | dict(self.population.changing)
         return {
@@ -262,57 +275,12 @@ class PopulationDensity:
         }
         columns = self.population.changing
         (count,) = unbounded[columns[0][1]].shape
-        z: Any = numpyro.sample("occasion effects", _standard((count, len(columns))))
+        z: Any = numpyro.sample("occasion effects", scatter.standard((count, len(columns))))
         return {each: unbounded[name] + scales[name] * z[:, i] for i, (each, name) in enumerate(columns)}
 
     def factors(self, correlation: Any) -> dict[str, Any]:
         """The sampler's own sites of a correlation (..., effect, effect)."""
-        return {
-            site: jnp.linalg.cholesky(correlation[..., np.asarray(block)[:, None], np.asarray(block)])
-            for site, block in zip(_FACTORS, self.population.together, strict=False)
-        }
-
-    def _correlated(self, mean: Any, scale: Any) -> Any:
-        """Individual parameters on their unbounded scales, (patient, effect)."""
-        import numpyro
-        import numpyro.distributions as dist
-
-        population = self.population
-        factor = jnp.eye(scale.shape[0])
-        for site, block in zip(_FACTORS, population.together, strict=False):
-            part: Any = numpyro.sample(
-                site, dist.LKJCholesky(len(block), concentration=population.correlation)
-            )
-            factor = factor.at[np.ix_(block, block)].set(part)
-        numpyro.deterministic("correlation", factor @ factor.T)
-        root = scale[:, None] * factor
-        if population.centred:
-            scatter = dist.MultivariateNormal(mean, scale_tril=root[None])
-            return numpyro.sample(EFFECTS, scatter.to_event(1))
-        standard: Any = numpyro.sample("standard effects", _standard(mean.shape))
-        return mean + standard @ root.T
-
-
-def _scattered(mean: Any, scale: Any, centring: Any) -> Any:
-    """Independent effects about `mean` (patient, effect), in partly centred coordinates.
-
-    Source: Papaspiliopoulos, Roberts & Sköld 2007, doi 10.1214/088342307000000014.
-    """
-    import numpyro
-    import numpyro.distributions as dist
-
-    held = centring[None, :] * mean
-    spread = scale**centring
-    partly = numpyro.sample(
-        EFFECTS, dist.Normal(held, jnp.broadcast_to(spread[None, :], held.shape)).to_event(2)
-    )
-    return mean + (scale / spread)[None, :] * (partly - held)
-
-
-def _standard(shape: tuple[int, ...]) -> Any:
-    import numpyro.distributions as dist
-
-    return dist.Normal(jnp.zeros(shape), 1.0).to_event(len(shape))
+        return scatter.factors(self.population.together, correlation)
 
 
 @dataclass(frozen=True)

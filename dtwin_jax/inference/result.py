@@ -19,6 +19,7 @@ from dtwin_jax.core.quantity import Quantity, quantities, replace_fields, values
 from dtwin_jax.core.record import SEEN, Cohort, Record, Series
 from dtwin_jax.core.rules import Rules, columns, from_columns
 from dtwin_jax.core.signal import SIGNALS, AbstractSignal, Doses
+from dtwin_jax.inference import boxcox
 from dtwin_jax.inference.covariate import covariate_from_dict
 from dtwin_jax.inference.occasions import Occasions
 from dtwin_jax.inference.population import Population, density_of
@@ -272,6 +273,7 @@ def _population_as_dict(f: Population) -> dict[str, Any]:
         "centred": f.centred,
         "blocks": f.blocks,
         "occasions": None if f.occasions is None else f.occasions.as_dict(),
+        "boxcox": boxcox.as_dict(f.boxcox),
     }
 
 
@@ -282,7 +284,9 @@ def _population_from_dict(predictor: Any, data: dict[str, Any]) -> Population:
     gamma = {} if given is None else {name: prior_from_dict(prior) for name, prior in given["vary"].items()}
     occasions = None if given is None else Occasions(given["count"], gamma)
     blocks = tuple(tuple(block) for block in data["blocks"])
-    how = (data["correlation"], data["centred"], blocks, occasions)
+    # Files of before have none.
+    shapes = boxcox.from_dict(data.get("boxcox", {}))
+    how = (data["correlation"], data["centred"], blocks, occasions, shapes)
     return Population(predictor, vary, covariates, *how)
 
 

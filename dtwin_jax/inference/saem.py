@@ -3,8 +3,9 @@
 Every iteration moves the parameters of all patients by a few Metropolis steps towards their distribution
 given the data and the present numbers. Typical values, coefficients and covariances are then the best for
 moments that are averaged over iterations; what all patients share follows the averaged score by steps of
-Newton's. At first the latest draws count alone, so that the search forgets where it began; then all count
-alike.
+Newton's. So do, where effects are transformed, the typical values, coefficients and shapes, by the density of
+the individual parameters: no moments say which are best. At first the latest draws count alone, so that the
+search forgets where it began; then all count alike.
 
 Source: Kuhn & Lavielle 2005, doi 10.1016/j.csda.2004.07.033; Delyon, Lavielle & Moulines 1999, doi
 10.1214/aos/1018031103.
@@ -55,6 +56,16 @@ class _Parts:
         varying = [i for i in range(count) if i not in self.shared]
         return np.asarray([*varying, *range(count, count + len(self.effects.coefficients))], int)
 
+    @property
+    def shaped(self) -> bool:
+        """Whether effects are transformed."""
+        return bool(self.effects.population.boxcox)
+
+    @property
+    def climbing(self) -> np.ndarray:
+        """What follows a score."""
+        return np.concatenate([self.shared, self.central]) if self.shaped else self.shared
+
 
 @dataclass
 class _Moments:
@@ -62,8 +73,9 @@ class _Moments:
 
     Attributes:
         first: (patient, effect) of the individual parameters.
-        second: (effect, effect) their products, summed over patients.
-        information: (shared, shared) expected curvature of the likelihood of measurements.
+        second: (effect, effect) their products, summed over patients; where effects are transformed, those of
+            the normal effects.
+        information: (climbing, climbing) expected curvature of the log densities that scores are of.
     """
 
     first: np.ndarray
@@ -107,20 +119,20 @@ def approximated(
         about = moments.first
         slowest = _COOLING if k < exploring // 2 else 0.0
         psi = _maximised(parts, record, psi, moments, slowest)
-        psi = _shared(parts, psi, np.asarray(score) / chains, moments.information, gain)
+        psi = _climbed(parts, psi, np.asarray(score) / chains, moments.information, gain)
     return psi
 
 
-def _shared(
+def _climbed(
     parts: _Parts, psi: np.ndarray, score: np.ndarray, information: np.ndarray, gain: float
 ) -> np.ndarray:
-    """What all patients share, moved along the score."""
-    if not len(parts.shared):
+    """The numbers that follow a score, moved along it."""
+    if not len(parts.climbing):
         return psi
     ridge = 1e-8 * np.trace(information) * np.eye(len(information))
     step = np.linalg.solve(information + ridge, score)
     psi = psi.copy()
-    psi[parts.shared] += gain * np.clip(step, -_LONGEST, _LONGEST)
+    psi[parts.climbing] += gain * np.clip(step, -_LONGEST, _LONGEST)
     return psi
 
 
@@ -130,15 +142,17 @@ def _maximised(
     """Typical values, coefficients and covariances that fit the moments best."""
     effects, central, psi = parts.effects, parts.central, psi.copy()
     old = np.asarray(effects.root(jnp.asarray(psi)))
-    inverse = np.linalg.inv(old @ old.T)
-    middle, slope = (np.asarray(each) for each in _sloped(effects, psi, record))
-    slope = slope[..., central]
-    left = np.einsum("pik,ij,pjl->kl", slope, inverse, slope)
-    right = np.einsum("pik,ij,pj->k", slope, inverse, moments.first - middle)
-    psi[central] += np.linalg.lstsq(left, right, rcond=None)[0]
-    middle = np.asarray(_middle(effects, psi, record))
-    cross = middle.T @ moments.first
-    covariance = (moments.second - cross - cross.T + middle.T @ middle) / len(middle)
+    covariance = moments.second / len(moments.first)
+    if not parts.shaped:
+        inverse = np.linalg.inv(old @ old.T)
+        middle, slope = (np.asarray(each) for each in _sloped(effects, psi, record))
+        slope = slope[..., central]
+        left = np.einsum("pik,ij,pjl->kl", slope, inverse, slope)
+        right = np.einsum("pik,ij,pj->k", slope, inverse, moments.first - middle)
+        psi[central] += np.linalg.lstsq(left, right, rcond=None)[0]
+        middle = np.asarray(_middle(effects, psi, record))
+        cross = middle.T @ moments.first
+        covariance = (moments.second - cross - cross.T + middle.T @ middle) / len(middle)
     psi[len(effects.priors) + len(effects.coefficients) :] = effects.scatter_of(
         covariance, slowest * old @ old.T
     )
@@ -183,7 +197,7 @@ def _iterated(
     centres, count = effects.centres(psi, record), at.shape[1]
 
     def fit(eta: Any) -> Any:
-        found = measured(effects.target, base, record, centres + effects.spread(eta))
+        found = measured(effects.target, base, record, centres + effects.spread(psi, eta))
         return sum(jnp.sum(each["fit"], axis=1) for each in found.values())
 
     def accepted(state: tuple, eta: Any, log_ratio: Any, likelihood: Any, key: Any) -> tuple:
@@ -214,20 +228,22 @@ def _iterated(
         return (kept, scale.at[:, i].multiply(learnt)), None
 
     first, second = jax.random.split(key)
-    eta = at - middle
+    eta = effects.restored(psi, at - middle)
     shape = _shape(effects, base, record, psi, about)
     state = anew((eta, fit(eta)), first)
     ways = jnp.minimum(jnp.arange(count + _TOGETHER), count)
     (state, scale), _ = jax.lax.scan(along, (state, scale), (ways, jax.random.split(second, len(ways))))
-    at = state[0] + middle
-    score, information = _score(effects, base, record, centres + effects.spread(state[0]))
-    return at, scale, at, at.T @ at, score, information
+    eta = state[0]
+    at = effects.transformed(psi, eta) + middle
+    score, information = _score(effects, base, record, psi, eta)
+    second = eta if _Parts(effects).shaped else at
+    return at, scale, at, second.T @ second, score, information
 
 
 def _shape(effects: Effects, base: Any, record: Record, psi: Any, about: Any) -> Any:
     """Roots of the covariances that a patient's effects have about a point, (row, effect, effect)."""
     own = jax.tree.map(lambda leaf: leaf[: len(about)], record)
-    eta = about - _middle(effects, psi, own)
+    eta = effects.restored(psi, about - _middle(effects, psi, own))
     curvature = Marginal(effects, "laplace").joint(base, own, psi, eta)[2]
     half = jnp.linalg.cholesky(curvature)
     inverse = jax.vmap(lambda half: jax.scipy.linalg.solve_triangular(half.T, jnp.eye(len(half))))(half)
@@ -236,7 +252,17 @@ def _shape(effects: Effects, base: Any, record: Record, psi: Any, about: Any) ->
     return jnp.tile(inverse, (record.t0.shape[0] // len(about), 1, 1))
 
 
-def _score(effects: Effects, base: Any, record: Record, u: Any) -> tuple[Any, Any]:
+def _score(effects: Effects, base: Any, record: Record, psi: Any, eta: Any) -> tuple[Any, Any]:
+    """Of what follows a score: that of all patients, and the expected curvature of what it is of."""
+    parts = _Parts(effects)
+    found = [_shared_score(effects, base, record, effects.individual(psi, record, eta))]
+    if parts.shaped:
+        each = _central_score(effects, record, psi, eta)
+        found.append((jnp.sum(each, axis=0), each.T @ each))
+    return jnp.concatenate([score for score, _ in found]), jax.scipy.linalg.block_diag(*(c for _, c in found))
+
+
+def _shared_score(effects: Effects, base: Any, record: Record, u: Any) -> tuple[Any, Any]:
     """Of shared numbers: the score of all measurements, and its expected curvature."""
     shared = _Parts(effects).shared
     if not len(shared):
@@ -246,3 +272,18 @@ def _score(effects: Effects, base: Any, record: Record, u: Any) -> tuple[Any, An
     value, slope = jax.vmap(along, out_axes=(None, 0))(jnp.eye(u.shape[1])[shared])
     parts = [information_of(value[name], slope[name], series) for name, series in record.observations.items()]
     return sum(jnp.sum(each[0], axis=0) for each in parts), sum(jnp.sum(each[1], axis=0) for each in parts)
+
+
+def _central_score(effects: Effects, record: Record, psi: Any, eta: Any) -> Any:
+    """Of typical values, coefficients and shapes: the score of the individual parameters, (row, number)."""
+    at = _middle(effects, psi, record) + effects.transformed(psi, eta)
+    stretch = jnp.exp(effects.log_stretch(psi, eta))
+
+    def log_density(new: Any) -> Any:
+        # The effects that make the same parameters under other numbers, to first order.
+        away = _middle(effects, new, record) + effects.transformed(new, eta) - at
+        moved = eta - away / stretch
+        density = log_normal_density(effects.root(psi), moved)
+        return density - jnp.sum(effects.log_stretch(new, moved), axis=1)
+
+    return jax.jacfwd(log_density)(psi)[:, _Parts(effects).central]

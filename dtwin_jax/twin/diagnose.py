@@ -131,7 +131,7 @@ def _sloped(effects: Effects, base: Any, record: Record, psi: Any, eta: Any) -> 
     """What is expected of every measurement, and how it moves with each effect."""
 
     def rows(eta: Any) -> dict:
-        return measured(effects.target, base, record, effects.centres(psi, record) + effects.spread(eta))
+        return measured(effects.target, base, record, effects.individual(psi, record, eta))
 
     along = lambda way: jax.jvp(rows, (eta,), (jnp.broadcast_to(way, eta.shape),))  # noqa: E731
     return jax.vmap(along, out_axes=(None, 0))(jnp.eye(eta.shape[1]))

@@ -103,5 +103,5 @@ def objective_of(fitted: Fitted, key: Any = None) -> Objective:
 @functools.partial(jax.jit, static_argnames=("effects",))
 @standard_promotion
 def _bounded(effects: Effects, record: Record, psi: Any, eta: Any) -> Any:
-    u = effects.centres(psi, record) + effects.spread(eta)
+    u = effects.individual(psi, record, eta)
     return jax.vmap(jax.vmap(effects.target.bounded))(u)

@@ -11,9 +11,10 @@ from dtwin_jax.core.prior import halfnormal, lognormal, normal
 from dtwin_jax.inference.centring import best_centring, first_centring, recentred, spread_of
 from dtwin_jax.inference.covariate import Covariate, linear
 from dtwin_jax.inference.density import standard_promotion
-from dtwin_jax.inference.population import EFFECTS, Population, density_of
+from dtwin_jax.inference.population import Population, density_of
 from dtwin_jax.inference.predictive import constrained
 from dtwin_jax.inference.run import rounds_of
+from dtwin_jax.inference.scatter import EFFECTS
 from dtwin_jax.inference.start import potential_energy
 
 COHORT = cohort(
