@@ -37,7 +37,8 @@ class Model:
         observe: (t, x, u, p) -> Y, what can be measured.
         noise: (y, p) -> {output: NumPyro distribution}, how it is measured.
         diffusion: (t, x, u, p) -> X, makes the model an Itô SDE with independent noise on each state.
-        dosing: (u, p) -> U, signals before they act: lag, bioavailability, modelled duration.
+        dosing: (u, p) -> U, signals before they act: lag, bioavailability, modelled duration, numbers or
+            functions of the time at which a dose is given (`delay`, `scale`, `infuse`, `as_modelled`).
         flow: (dt, x, u, p) -> X, the exact solution after `dt` under constant inputs, for models that have
             one. It replaces the solver where inputs are constant between events.
         event: (t, x, u, given, p) -> X, what else happens where doses are given: the state just before the
