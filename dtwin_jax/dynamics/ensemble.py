@@ -89,11 +89,9 @@ def simulate_cohort(  # noqa: PLR0913
         A `Trajectory` with a leading (patient,) axis on every leaf.
     """
     cycles = _cycles(model, inputs, in_axes, times, after, t0)
-    times = jnp.asarray(times, float)
-    after = (
-        jnp.zeros(times.shape, bool) if after is None else jnp.broadcast_to(jnp.asarray(after), times.shape)
-    )
-    t0 = jnp.asarray(t0, float)
+    times, t0 = _array(times, float), _array(t0, float)
+    after = np.zeros(times.shape, bool) if after is None else _array(after, bool)
+    after = after if after.shape == times.shape else jnp.broadcast_to(after, times.shape)
     axes = (*in_axes, in_axes[2], 0 if t0.ndim else None)
     leaves, shared, structure = _flattened((p, inputs, times, after, t0), axes)
     count = _size(leaves, shared)
@@ -126,6 +124,11 @@ class _How:
     @property
     def axes(self) -> Any:
         return jax.tree.unflatten(self.structure, [None if alone else 0 for alone in self.shared])
+
+
+def _array(x: Any, dtype: Any) -> Any:
+    """Of NumPy unless it is one of JAX already: called from outside of a program, that is the cheaper."""
+    return jnp.asarray(x, dtype) if isinstance(x, jax.Array) else np.asarray(x, dtype)
 
 
 def _flattened(trees: Any, axes: Any) -> tuple[list[Any], tuple[bool, ...], Any]:
@@ -243,7 +246,16 @@ def _in_few(how: _How, method: Any, part: Any) -> Trajectory:
     count = _size(leaves, how.shared)
 
     def alone(leaves: list[Any]) -> Trajectory:
-        return _one_by_one(how, jax.tree.unflatten(structure, leaves), None)
+        def patient(own: list[Any]) -> Trajectory:
+            rows = iter(own)
+            each = [leaf if alone else next(rows) for leaf, alone in zip(leaves, how.shared, strict=True)]
+            p, inputs, times, after, t0 = jax.tree.unflatten(structure, each)
+            return simulate(how.model, p, inputs, times, t0=t0, after=after)
+
+        # In turn: a loop over one patient is a third of the time of one over a batch of one.
+        return jax.lax.map(
+            patient, [leaf for leaf, alone in zip(leaves, how.shared, strict=True) if not alone]
+        )
 
     def lanes(leaves: list[Any]) -> Trajectory:
         return _in_lanes(how, method, jax.tree.unflatten(structure, leaves), count)

@@ -67,11 +67,16 @@ def _interpolant(method: Callable[[], Any]) -> np.ndarray:
     solver = method()
     count = len(solver.tableau.b_sol)
     shares = np.linspace(0.0, 1.0, 5)
-    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
-        k = jnp.eye(count)
-        end = k.T @ jnp.asarray(solver.tableau.b_sol)
+
+    @jax.jit
+    def told(k: Any, end: Any) -> Any:
         local = solver.interpolation_cls(t0=0.0, t1=1.0, y0=jnp.zeros(count), y1=end, k=k)
-        values = np.asarray(jax.vmap(local.evaluate)(jnp.asarray(shares)))
+        return jax.vmap(local.evaluate)(jnp.asarray(shares))
+
+    k = np.eye(count)
+    # As one program: compiled operation by operation, it would take most of a second.
+    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+        values = np.asarray(told(k, k.T @ np.asarray(solver.tableau.b_sol)))
     found = np.linalg.solve(np.vander(shares, increasing=True), values).T
     found = np.where(np.abs(found) < 1e-12, 0.0, found)
     return found[:, : np.flatnonzero(np.any(found, axis=0))[-1] + 1]

@@ -136,19 +136,18 @@ def solve_lanes(
     """
     rows, wanted = plan.time.shape
     queue = _Queue(model, method, p, inputs, jax.tree.map(jnp.ravel, plan), waiting)
-    lanes, following = _filled(queue, _empty(queue, min(width, rows)), jnp.asarray(0))
+    lanes = _empty(queue, min(width, rows))
     one = jax.tree.map(lambda y: y[..., 0], lanes.y)
     pack, unpack = packing(one)
 
     def burst(carry: tuple) -> tuple:
         lanes, following, *results = carry
+        none = (following >= waiting) | ~jnp.any(lanes.idle)
+        fill = functools.partial(_filled, queue)
+        lanes, following = jax.lax.cond(none, lambda *same: same, fill, lanes, following)
         lanes, ((at, columns), *ended) = jax.lax.scan(turn, lanes, length=_BURST)
         if queue.jumps:
             lanes = _settled(queue, lanes)
-        full = (following >= waiting) | ~jnp.any(lanes.idle)
-        lanes, following = jax.lax.cond(
-            full, lambda *same: same, lambda *old: _filled(queue, *old), lanes, following
-        )
         # Written here and not in every turn: a write into a large array wakes all threads.
         states, *others = results
         # Without the promise that rows differ, a derivative looks in all of the array for who wrote last.
@@ -171,8 +170,9 @@ def solve_lanes(
 
     states = jnp.full((rows * wanted, pack(one).shape[0]), jnp.nan)
     blank = jnp.zeros(rows, int)
-    carry = (lanes, following, states, blank, blank)
-    *_, states, outcomes, steps = jax.lax.while_loop(lambda c: jnp.any(~c[0].idle), burst, carry)
+    carry = (lanes, jnp.asarray(0), states, blank, blank)
+    unfinished = lambda c: jnp.any(~c[0].idle) | (c[1] < waiting)  # noqa: E731
+    *_, states, outcomes, steps = jax.lax.while_loop(unfinished, burst, carry)
     return jax.vmap(jax.vmap(unpack))(states.reshape(rows, wanted, -1)), outcomes, steps
 
 
@@ -186,7 +186,7 @@ def _empty(queue: _Queue, width: int) -> Lanes:
     zero, none = jnp.zeros(width), jnp.zeros(width, int)
     p = _last(jax.tree.map(lambda leaf: leaf[:width], queue.p))
     y = _initial(queue, p)
-    base, slope = ({name: zero for name in part} for part in (queue.plan.base, queue.plan.slope))
+    base, slope = (dict.fromkeys(part, zero) for part in (queue.plan.base, queue.plan.slope))
     lanes = Lanes(
         patient=none,
         idle=jnp.ones(width, bool),
