@@ -240,7 +240,7 @@ def test_rules_are_kept_in_a_result(read):
     for found, expected in leaves:
         np.testing.assert_array_equal(found, expected)
     with pytest.raises(
-        ValueError, match="patient '1', input 'oral': a dose has RATE -1 or -2, and the model's"
+        ValueError, match="patient '1', input 'oral': a dose has RATE -2, but the model states no duration"
     ):
         check_cohort(one_compartment, again)
 
