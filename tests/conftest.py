@@ -18,7 +18,14 @@ if early:
 # NaN instead. Subprocesses and the workers of xdist inherit the variables.
 os.environ.setdefault("EQX_ON_ERROR", "nan")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+# So is byte code where Python was told to write none: without it each of them takes 5 s more to import. It
+# has a folder of its own, so that none is found where tests look at what was written.
+if sys.dont_write_bytecode:
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = str(ROOT / ".pytest_cache" / "bytecode")
+    sys.dont_write_bytecode = False
 
 import hypothesis
 import jax
