@@ -24,6 +24,7 @@ from dtwin_jax.inference.population import Population, check_population, density
 from dtwin_jax.inference.predictive import constrained, evaluate, prior_draws, theta_of
 from dtwin_jax.inference.result import Posterior, assemble
 from dtwin_jax.inference.run import Run
+from dtwin_jax.inference.svi import Svi, Variational, scaled
 
 
 def calibrate(
@@ -32,7 +33,7 @@ def calibrate(
     *,
     key: Any,
     priors: Mapping[str, Override] | None = None,
-    method: Nuts | Laplace = Nuts(),  # noqa: B008 (frozen)
+    method: Nuts | Laplace | Svi = Nuts(),  # noqa: B008 (frozen)
     mesh: Any = None,
     checkpoint: str | Path | None = None,
     progress: bool = True,
@@ -45,7 +46,8 @@ def calibrate(
         key: random key. A patient's draws depend on the key and the patient's id, not on who else is there.
         priors: name -> `Prior`, a number (known to be that) or None (known), instead of the declared ones.
         method: `Nuts`; or, for independent patients, `Laplace`: a hundred times faster where a posterior is
-            nearly normal, it checks itself patient by patient and hands the others to NUTS.
+            nearly normal, it checks itself patient by patient and hands the others to NUTS; or, for a
+            `Population` of very many, `Svi`, which tells by a Pareto k how far it can be believed.
         mesh: a `jax.sharding.Mesh` of one axis, for a `Population`: its patients are divided among the
             devices, of this process or of several. The draws are the same up to the rounding of one sum.
         checkpoint: a folder for blocks of draws of NUTS. If it holds blocks of this very calibration (same
@@ -58,20 +60,16 @@ def calibrate(
         parameters of which the data say little, as JSON; `summary` has the figure of each.
 
     Raises:
-        ValueError: data or priors that `f` cannot use, `Laplace` for a `Population`, or a `mesh` for anything
-            else or of other than one axis.
+        ValueError: data or priors that `f` cannot use, `Laplace` for a `Population` or `Svi` for anything
+            else, or a `mesh` or a `checkpoint` that the method has no use for.
+        FloatingPointError: `Svi` can take no step, however small.
 
     Warns:
         CalibrationWarning: R-hat, effective sample size, Pareto k, divergences or failing solves that a user
             must know of, with the parameter or patient named.
     """
     began, compiled = time.perf_counter(), compiling_seconds()
-    if isinstance(f, Population) and isinstance(method, Laplace):
-        raise ValueError("Laplace is for patients who are independent; a Population needs method=Nuts()")
-    if mesh is not None and not isinstance(f, Population):
-        raise ValueError(
-            "mesh is for a Population; patients each alone are divided by `dtwin calibrate --engine`"
-        )
+    _check_method(f, method, mesh, checkpoint)
     cohort = data if isinstance(data, Cohort) else stack({"1": data})
     predictor = f.predictor if isinstance(f, Population) else f
     check_cohort(predictor, cohort)
@@ -82,7 +80,10 @@ def calibrate(
     key_draws, key_posterior = jax.random.split(key)
     folder = None if checkpoint is None else Path(checkpoint)
     run: Any
-    if isinstance(method, Laplace):
+    if isinstance(method, Svi):
+        density = scaled(density)
+        run = Variational(density, base, cohort, method, key_draws)
+    elif isinstance(method, Laplace):
         run = Independent(density, base, cohort, method, key_draws, folder)
     else:
         run = Run(density, base, cohort, method, key_draws, folder, mesh)
@@ -102,12 +103,30 @@ def calibrate(
     }
     tree = assemble(f, density, base, cohort, posterior)
     tree.attrs |= attributes
+    if isinstance(run, Variational):
+        run.describe(tree)
     said = faults(tree)
     tree.attrs["warnings"] = json.dumps(said, ensure_ascii=False)
     tree.attrs["notes"] = json.dumps(uninformed(tree), ensure_ascii=False)
     for sentence in said:
         warnings.warn(sentence, CalibrationWarning, stacklevel=2)
     return tree
+
+
+def _check_method(f: Any, method: Any, mesh: Any, checkpoint: Any) -> None:
+    if isinstance(f, Population) and isinstance(method, Laplace):
+        raise ValueError("Laplace is for patients who are independent; a Population needs method=Nuts()")
+    if isinstance(method, Svi):
+        if not isinstance(f, Population):
+            raise ValueError("Svi is for a Population; patients who are independent need Nuts() or Laplace()")
+        if checkpoint is not None:
+            raise ValueError("Svi keeps no blocks on disk: leave checkpoint out, or use method=Nuts()")
+        if mesh is not None:
+            raise ValueError("Svi looks at batches on one device: leave mesh out, or use method=Nuts()")
+    if mesh is not None and not isinstance(f, Population):
+        raise ValueError(
+            "mesh is for a Population; patients each alone are divided by `dtwin calibrate --engine`"
+        )
 
 
 def _check_precision() -> None:

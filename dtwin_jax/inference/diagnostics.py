@@ -38,7 +38,7 @@ def summary(tree: Any, *, individual: bool = False) -> Any:
         patients of a population.
 
     Draws by `Laplace` come from no chain: their ESS is that of the weights, and R-hat is that of the patients
-    who were sampled by NUTS, NaN for the others.
+    who were sampled by NUTS, NaN for the others. Draws by `Svi` are independent: they have neither.
 
     Source: split rank-normalised R-hat and ESS, Vehtari et al. 2021, doi 10.1214/20-BA1221.
     """
@@ -60,6 +60,8 @@ def summary(tree: Any, *, individual: bool = False) -> Any:
             _number(array_stats.ess(x, method="tail", prob=0.9)) if moving else np.nan,
             _contraction(beliefs.get(name.partition("[")[0]), x),
         ]
+        if _guided(tree):
+            rows[name][5:8] = np.nan, np.nan, np.nan
     for name, r_hat, ess in _weighed(tree) if individual else []:
         rows[name][5:8] = r_hat, ess, ess
     columns = ("mean", "sd", "q05", "median", "q95", "r_hat", "ess_bulk", "ess_tail", "contraction")
@@ -73,7 +75,7 @@ def summary(tree: Any, *, individual: bool = False) -> Any:
 def _weighed(tree: Any) -> list[tuple[str, float, float]]:
     """Row of the summary, R-hat and ESS of what `Laplace` said of each patient; empty after NUTS."""
     stats = tree["sample_stats"]
-    if "pareto_k" not in stats:
+    if "trusted" not in stats:
         return []
     each = list(zip(stats["r_hat"].values, stats["ess"].values, strict=True))
     return [
@@ -99,13 +101,14 @@ def faults(tree: Any) -> list[str]:
     """Why draws should not be used as they are: convergence, divergences, measurements not explained."""
     table = summary(tree, individual=True)
     said = []
-    weighed = "pareto_k" in tree["sample_stats"]
-    if tree["posterior"].sizes["chain"] == 1 and not weighed:
+    weighed, guided = "trusted" in tree["sample_stats"], _guided(tree)
+    if tree["posterior"].sizes["chain"] == 1 and not weighed and not guided:
         said.append("one chain cannot be compared with another: run at least two")
     said.extend(_untrusted(tree) if weighed else [])
-    for members in _grouped(table, _individual(tree)):
+    said.extend(_unlike(tree) if guided else [])
+    for members in [] if guided else _grouped(table, _individual(tree)):
         said.extend(_told(members))
-    said.extend(_divergences(tree["sample_stats"]))
+    said.extend([] if guided else _divergences(tree["sample_stats"]))
     for patient, share in json.loads(tree.attrs["failed"]).items():
         said.append(f"patient {patient}: the model cannot explain a measurement in {share:.0%} of the draws")
     return said
@@ -127,6 +130,34 @@ def _untrusted(tree: Any) -> list[str]:
                 f"{what} for {np.sum(bad)} of {len(bad)} patients ({names}): their draws by weights are not "
                 "their posterior; give a fallback, or use Nuts"
             )
+    return said
+
+
+def _guided(tree: Any) -> bool:
+    """Whether the draws are those of a guide, by `Svi`."""
+    return "bound" in tree.children
+
+
+def _unlike(tree: Any) -> list[str]:
+    """Sentences on where a guide is unlike the posterior."""
+    attrs, limit, said = tree.attrs, json.loads(tree.attrs["settings"])["k_limit"], []
+    if not attrs["converged"]:
+        said.append(
+            f"the guide was not settled after {attrs['steps']} steps: raise max_steps (see the group bound)"
+        )
+    if not attrs["weighed"]:
+        said.append(
+            f"Pareto k of the population's numbers is {attrs['pareto_k']:.2f}, above {limit:g}: the draws "
+            "are the guide's, not the posterior's, and may be misplaced or too narrow; use Nuts"
+        )
+    stats = tree["sample_stats"]
+    far = ~(stats["pareto_k"].values <= limit)
+    if np.any(far):
+        names = ", ".join(map(str, stats["patient"].values[far][:10]))
+        said.append(
+            f"Pareto k is above {limit:g} for the effects of {np.sum(far)} of {len(far)} patients ({names}): "
+            "theirs may be misplaced or too narrow"
+        )
     return said
 
 
