@@ -43,6 +43,8 @@ def in_order(x: Any) -> tuple[Any, Any]:
 
     By counting, part by part: under `vmap` a processor counts ten times faster than it sorts.
     """
+    # Worked out once: anew here and there, a compiler may round it differently, and two get the same place.
+    x = jax.lax.optimization_barrier(x)
     (n,) = x.shape
     if n > _COUNTED:
         order = jnp.argsort(x)
@@ -90,9 +92,12 @@ def cut(inputs: Any, t0: Any, t1: Any, stops: Any = None) -> Pieces:
         t1: end.
         stops: further times at which to cut.
     """
+    # Worked out once, for the same reason: which times are equal decides when a bolus is given.
+    inputs = jax.lax.optimization_barrier(inputs)
     signals = {name: s for name, s in vars(inputs).items() if isinstance(s, AbstractSignal)}
     edges = [jnp.asarray(signal.edges()) for signal in signals.values()]
     times = jnp.concatenate([*edges, *([] if stops is None else [stops]), jnp.zeros((0,))])
+    times = jax.lax.optimization_barrier(times)
     event = times[in_order(times)[0]]
     inner = jnp.clip(event, t0, t1)
     bounds = jnp.concatenate([jnp.asarray(t0)[None], inner, jnp.asarray(t1)[None]])
