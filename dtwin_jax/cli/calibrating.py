@@ -71,6 +71,10 @@ Example: dtwin calibrate study.toml
   fallback = true                   #   above (false: left, and named)
 
 \b
+  [svi]                             # a population of very many: a guide learnt from batches of
+  batch = 128                       #   patients, in place of NUTS; its Pareto k is told
+
+\b
   [score]                           # how good are forecasts? Calibrates a second time, which
   last = 2                          #   doubles the cost, without the last 2 measurements of each
                                     #   patient and channel, and scores their predictions

@@ -60,6 +60,7 @@ def calibrate_study(
     """
     from dtwin_jax.inference.calibrate import calibrate
     from dtwin_jax.inference.diagnostics import CalibrationWarning
+    from dtwin_jax.inference.svi import Svi
 
     if fresh:
         shutil.rmtree(partial, ignore_errors=True)
@@ -77,7 +78,7 @@ def calibrate_study(
                 key=study.key,
                 priors=study.priors,
                 method=study.method,
-                checkpoint=partial,
+                checkpoint=None if isinstance(study.method, Svi) else partial,
                 mesh=mesh,
             )
         for name, unit in study.units.items():

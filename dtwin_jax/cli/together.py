@@ -30,6 +30,8 @@ def run_together(job_file: Path, output: Path | None, *, fresh: bool, by_shards:
             f"{job.document.file}: --engine hosts is for a [population], found none; "
             "patients each alone are shared by --engine local or dask"
         )
+    if job.spec.svi is not None:
+        raise JobError(f"{job.document.file}: [svi] is of one process; leave it out, or --engine hosts")
     result = output or job.result
     if fresh and first:
         for partial in (partial_of(result), partial_of_score(result)):

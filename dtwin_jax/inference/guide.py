@@ -64,7 +64,7 @@ class Shared(eqx.Module):
     Attributes:
         centre: (number,).
         scale: (number, number) lower triangular, of the diagonal its logs.
-        louder: (common,) by how much likelihoods narrow, in logs, as common numbers rise.
+        louder: (alike,) by how much likelihoods narrow, in logs, as numbers that all share rise.
     """
 
     centre: Any
@@ -78,7 +78,7 @@ class Own(eqx.Module):
     Attributes:
         shift: (effect,) of the peak, in standard deviations.
         turn: (effect, effect) of the pull, lower triangular, of the diagonal its logs.
-        follow: (effect, common) how the peak moves with common numbers.
+        follow: (effect, alike) how the peak moves with numbers that all share.
     """
 
     shift: Any
@@ -88,12 +88,12 @@ class Own(eqx.Module):
 
 def nothing_moved(joint: Joint, patients: int) -> tuple[Shared, Own]:
     """The guide as its place has it."""
-    count, effects, common = joint.numbers, joint.effects, len(joint.common)
-    shared = Shared(jnp.zeros(count), jnp.zeros((count, count)), jnp.zeros(common))
+    count, effects, alike = joint.numbers, joint.effects, len(joint.alike)
+    shared = Shared(jnp.zeros(count), jnp.zeros((count, count)), jnp.zeros(alike))
     own = Own(
         jnp.zeros((patients, effects)),
         jnp.zeros((patients, effects, effects)),
-        jnp.zeros((patients, effects, common)),
+        jnp.zeros((patients, effects, alike)),
     )
     return shared, own
 
@@ -192,7 +192,7 @@ def effects_given(joint: Joint, place: Place, shared: Shared, own: Own, linear: 
         own: the patient's.
         linear: of the patient.
     """
-    apart = (linear.psi - place.psi)[joint.common]
+    apart = (linear.psi - place.psi)[joint.alike]
     loud = jnp.exp(shared.louder @ apart)
     pull = place.pull @ _lower(own.turn)
     standard = jnp.eye(joint.effects)

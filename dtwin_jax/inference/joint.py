@@ -39,11 +39,11 @@ class Joint:
         return sum(math.prod(shape) for _, shape in self.own)
 
     @property
-    def common(self) -> np.ndarray:
+    def alike(self) -> np.ndarray:
         """Places of the numbers that are parameters of every patient alike."""
         names = np.repeat([name for name, _ in self.shared], [math.prod(shape) for _, shape in self.shared])
-        alike = set(self.density.names) - set(self.density.individual)
-        return np.flatnonzero([name in alike for name in names])
+        all_have = set(self.density.names) - set(self.density.individual)
+        return np.flatnonzero([name in all_have for name in names])
 
     def log_prior(self, base: Any, record: Any, psi: Any) -> Any:
         """Of the numbers `psi`; `record` is of any one patient."""

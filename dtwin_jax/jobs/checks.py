@@ -73,6 +73,8 @@ def job_faults(document: Document, f: Any) -> list[Fault]:
     ]
     if "laplace" in raw and "population" in raw:
         faults.append(Fault(("laplace",), "patients of a population are not independent", "[sampler] alone"))
+    if "svi" in raw and "population" not in raw:
+        faults.append(Fault(("svi",), "patients each alone have no population's numbers", "[population]"))
     return faults + _window_faults(raw, schema) + _input_faults(raw, schema) + _population_faults(raw, schema)
 
 

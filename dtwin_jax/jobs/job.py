@@ -10,6 +10,7 @@ from pydantic import Field, create_model
 
 from dtwin_jax.inference.laplace import Laplace
 from dtwin_jax.inference.nuts import Nuts
+from dtwin_jax.inference.svi import Svi
 from dtwin_jax.jobs.checks import job_faults, model_of
 from dtwin_jax.jobs.document import Document, Section, read_document, validate
 from dtwin_jax.jobs.plan import Plan, plan_faults
@@ -101,6 +102,7 @@ def _section_of(method: type, **other: Any) -> type[Section]:
 SamplerSection = _section_of(Nuts)
 # Who is not trusted is sampled as `sampler` says, or not at all.
 LaplaceSection = _section_of(Laplace, fallback=(bool, True))
+SviSection = _section_of(Svi)
 
 
 class ShardsSection(Section):
@@ -120,6 +122,7 @@ class JobFile(Section):
     population: PopulationSection | None = None
     sampler: SamplerSection = SamplerSection()  # pyright: ignore[reportInvalidTypeForm]
     laplace: LaplaceSection | None = None  # pyright: ignore[reportInvalidTypeForm]
+    svi: SviSection | None = None  # pyright: ignore[reportInvalidTypeForm]
     forecast: ForecastSection | None = None
     score: ScoreSection | None = None
     report: ReportSection | None = None
@@ -150,8 +153,10 @@ class Job:
         return self.path(self.spec.output or f"{Path(self.document.file).stem}.nc")
 
     @property
-    def method(self) -> Nuts | Laplace:
-        """How the job is calibrated: by NUTS, unless it has a section `laplace`."""
+    def method(self) -> Nuts | Laplace | Svi:
+        """How the job is calibrated: by NUTS, unless it has a section `laplace` or `svi`."""
+        if self.spec.svi is not None:
+            return Svi(**self.spec.svi.model_dump())
         sampler, section = Nuts(**self.spec.sampler.model_dump()), self.spec.laplace
         if section is None:
             return sampler

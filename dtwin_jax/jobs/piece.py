@@ -17,6 +17,7 @@ from dtwin_jax.inference.laplace import Laplace
 from dtwin_jax.inference.nuts import Nuts
 from dtwin_jax.inference.result import save
 from dtwin_jax.inference.run import after_block
+from dtwin_jax.inference.svi import Svi
 from dtwin_jax.jobs.checks import covariate_units
 from dtwin_jax.jobs.folder import RunFolder
 from dtwin_jax.jobs.job import Job
@@ -91,7 +92,7 @@ class Workshop:
         save(self._finished(tree, len(patients)), result)
         shutil.rmtree(blocks, ignore_errors=True)
 
-    def _method(self) -> Nuts | Laplace:
+    def _method(self) -> Nuts | Laplace | Svi:
         method = self.job.method
         return replace(method, group=self.plan.lanes) if isinstance(method, Nuts) else method
 

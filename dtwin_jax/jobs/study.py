@@ -14,6 +14,7 @@ from dtwin_jax.inference.laplace import Laplace
 from dtwin_jax.inference.nuts import Nuts
 from dtwin_jax.inference.occasions import Occasions
 from dtwin_jax.inference.population import Population, density_of
+from dtwin_jax.inference.svi import Svi
 from dtwin_jax.jobs.checks import covariate_units
 from dtwin_jax.jobs.document import Fault
 from dtwin_jax.jobs.job import Job
@@ -55,7 +56,7 @@ class Study:
     f: Any
     cohort: Cohort
     priors: dict[str, Any]
-    method: Nuts | Laplace
+    method: Nuts | Laplace | Svi
     seed: int
     units: dict[str, str]
     plan: Record | None

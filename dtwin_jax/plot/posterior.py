@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -90,6 +90,8 @@ def summarise(result: Any, names: Sequence[str] | None = None) -> list[Summary]:
         columns = values.reshape(*values.shape[:2], -1)
         owners = _owners(data, columns.shape[2])
         rows += [_summary(name, who, data.attrs, columns[:, :, i]) for i, who in enumerate(owners)]
+    if "bound" in result.children:  # of `Svi`: draws are independent, and of no chain
+        rows = [replace(row, r_hat=np.nan, ess_bulk=np.nan, ess_tail=np.nan) for row in rows]
     return rows
 
 
@@ -205,12 +207,10 @@ def _owners(data: Any, count: int) -> list[str | None]:
 
 def _summary(name: str, patient: str | None, attrs: Any, draws: np.ndarray) -> Summary:
     array_stats = sample_statistics()
-
     failed = int((~np.isfinite(draws)).sum())
     unit, doc = str(attrs.get("units", "")), str(attrs.get("doc", ""))
     if failed:
-        missing = float("nan")
-        return Summary(name, patient, unit, doc, *(missing,) * 8, failed=failed)
+        return Summary(name, patient, unit, doc, *(np.nan,) * 8, failed=failed)
     spread = float(draws.std())
     moves = spread > 1e-14 * max(abs(float(draws.mean())), 1e-300) and draws.shape[1] >= 4
     kept = {"chain_axis": 0, "draw_axis": 1}

@@ -50,7 +50,9 @@ def failed_patients(result: Any, curves: Any) -> list[str]:
 
 
 def sampler_checks(result: Any, summaries: Sequence[Summary]) -> list[Check]:
-    """What the sampler says of itself: R-hat, effective samples, divergences, energy."""
+    """What the sampler says of itself: R-hat, effective samples, divergences, energy; or a guide."""
+    if "bound" in result.children:
+        return _guide_checks(result)
     r_hat = _extreme((row.r_hat for row in summaries), np.max)
     ess = _extreme((min(row.ess_bulk, row.ess_tail) for row in summaries), np.min)
     broken = sum(row.failed > 0 for row in summaries)
@@ -71,6 +73,22 @@ def sampler_checks(result: Any, summaries: Sequence[Summary]) -> list[Check]:
             Check("Numbers not finite", f"{broken:,}", "bad", "Some draws are not numbers: see the table.")
         )
     return out
+
+
+def _guide_checks(result: Any) -> list[Check]:
+    """How near the guide of `Svi` is to the posterior."""
+    limit, k = json.loads(result.attrs["settings"])["k_limit"], float(result.attrs["pareto_k"])
+    own = np.asarray(group(result, "sample_stats")["pareto_k"], float)
+    far = int(np.sum(~(own <= limit)))
+    share = far / len(own)
+    settled = bool(result.attrs["converged"])
+    # Of an infinite k there is no number, but a verdict.
+    verdicts = ((k <= limit, k <= 1.0), (far == 0, share <= 0.05), (settled, settled))
+    return [
+        _judge("Pareto k of the population", min(k, 99.0), f"{k:.2f}", verdicts[0], _ALIKE),
+        _judge("Patients with Pareto k too large", share, f"{far} of {len(own)}", verdicts[1], _ALIKE),
+        _judge("Settled", 0.0, "yes" if settled else "no", verdicts[2], _SETTLED),
+    ]
 
 
 def fit_checks(result: Any, failed: Sequence[str], patients: int) -> list[Check]:
@@ -111,6 +129,12 @@ _AGREE = (
     "The chains nearly agree; run them longer.",
     "The chains disagree: do not use.",
 )
+_ALIKE = (
+    "The guide is like the posterior.",
+    "The guide is not quite the posterior: compare with chains.",
+    "The guide is not the posterior: use chains.",
+)
+_SETTLED = ("The bound rises no more.", "", "The bound was still rising: raise max_steps.")
 _ENOUGH = ("Enough for intervals.", "Enough for means, thin for intervals.", "Too few: run longer chains.")
 _DIVERGE = (
     "No step diverged.",
