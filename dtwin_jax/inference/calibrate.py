@@ -61,7 +61,7 @@ def calibrate(
 
     Raises:
         ValueError: data or priors that `f` cannot use, `Laplace` for a `Population` or `Svi` for anything
-            else, or a `mesh` or a `checkpoint` that the method has no use for.
+            else or a mixture, or a `mesh` or a `checkpoint` that the method has no use for.
         FloatingPointError: `Svi` can take no step, however small.
 
     Warns:
@@ -119,6 +119,8 @@ def _check_method(f: Any, method: Any, mesh: Any, checkpoint: Any) -> None:
     if isinstance(method, Svi):
         if not isinstance(f, Population):
             raise ValueError("Svi is for a Population; patients who are independent need Nuts() or Laplace()")
+        if f.classes > 1:
+            raise ValueError("Svi has one peak for each patient, a mixture may have several: use Nuts()")
         if checkpoint is not None:
             raise ValueError("Svi keeps no blocks on disk: leave checkpoint out, or use method=Nuts()")
         if mesh is not None:

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from dtwin_jax.core.prior import Prior, prior_from_dict
+from dtwin_jax.inference.mixture import mixture_from_dict
 
 R_HAT_LIMIT = 1.01
 ESS_LIMIT = 400
@@ -259,6 +260,8 @@ def _beliefs(tree: Any) -> dict[str, Prior]:
     found |= {f"gamma_{name}": prior_from_dict(prior) for name, prior in occasions["vary"].items()}
     shapes = population.get("boxcox", {}).items()
     found |= {f"shape_{name}": prior_from_dict(one) for name, one in shapes if isinstance(one, dict)}
+    mixture = mixture_from_dict(population.get("mixture"))
+    found |= dict(() if mixture is None else mixture.shifts)
     for covariate in population["covariates"]:
         if isinstance(covariate["coefficient"], dict):
             label = covariate["label"]

@@ -34,6 +34,7 @@ def doubts(found: Estimate, effects: Effects) -> tuple[str, ...]:
         # A curvature is of use at a peak only.
         return (*said, f"the search ended before the peak: {found.message}", *_coarse(found))
     named = _collapsed(found) | _at_an_end(found, effects)
+    named |= _empty(found, effects)
     named |= _flat(found, effects, set(named))
     said += named.values()
     others = [i for i, name in enumerate(found.names) if name not in named]
@@ -84,6 +85,19 @@ def _at_an_end(found: Estimate, effects: Effects) -> dict[str, str]:
         for end in (float(low), float(high)):
             if abs(value - end) < _END * width:
                 said[name] = f"{name} is at an end of what its prior allows, {end:g}"
+    return said
+
+
+def _empty(found: Estimate, effects: Effects) -> dict[str, str]:
+    """Shares of classes that are less than a patient's."""
+    shares = {name: found.estimate[name] for name in effects.shares}
+    left = 1.0 - sum(shares.values())
+    said = {}
+    for i, name in enumerate(shares, 2):
+        if shares[name] * len(found.ids) < 1.0:
+            said[name] = f"{name} (found {shares[name]:.2g}) is no patient's: the data do not show class {i}"
+        elif left * len(found.ids) < 1.0:
+            said[name] = f"{name} (found {shares[name]:.4g}) leaves no patient to class 1"
     return said
 
 

@@ -12,6 +12,7 @@ from dtwin_jax.core.prior import Prior
 from dtwin_jax.core.quantity import values
 from dtwin_jax.core.record import Record
 from dtwin_jax.inference import boxcox
+from dtwin_jax.inference.mixture import CLASS, log_shares
 from dtwin_jax.inference.population import Population
 from dtwin_jax.inference.target import Target
 
@@ -25,9 +26,10 @@ _SPREAD = 0.5
 class Effects:
     """How the vector of a population's estimated numbers is laid out; all of them unbounded.
 
-    First the typical value of each estimated parameter, then coefficients of covariates and shapes of
-    effects, then the lower triangle of the root of the random effects' covariance, where effects are
-    correlated, with the logs of its diagonal. Last the logs of the standard deviations between occasions.
+    First the typical value of each estimated parameter; then coefficients of covariates, shapes of effects
+    and shifts between classes; then the logs of the classes' shares over that of the first; then the lower
+    triangle of the root of the random effects' covariance, where effects are correlated, with the logs of its
+    diagonal. Last the logs of the standard deviations between occasions.
 
     Random effects are those between patients, then those of each occasion.
 
@@ -69,8 +71,28 @@ class Effects:
 
     @property
     def coefficients(self) -> tuple[str, ...]:
-        """Estimated coefficients of covariates, and shapes of effects."""
+        """Estimated coefficients of covariates, shapes of effects and shifts between classes."""
         return tuple(label for label, _ in self._estimated())
+
+    @property
+    def classes(self) -> int:
+        """How many subpopulations there are."""
+        return self.population.classes
+
+    @property
+    def shares(self) -> tuple[str, ...]:
+        """Of all classes but the first."""
+        return () if self.population.mixture is None else self.population.mixture.shares
+
+    @property
+    def before_shares(self) -> int:
+        """How many numbers there are before those of the shares."""
+        return len(self.priors) + len(self.coefficients)
+
+    @property
+    def before_scatter(self) -> int:
+        """How many numbers there are before those of the covariance."""
+        return self.before_shares + len(self.shares)
 
     @property
     def correlated(self) -> bool:
@@ -86,10 +108,11 @@ class Effects:
             f"omega_{self.varying[i]}" if i == j else f"root_{self.varying[i]}_{self.varying[j]}"
             for i, j in zip(rows, columns, strict=True)
         )
-        return typical + self.coefficients + scatter + tuple(f"gamma_{name}" for name in self.between)
+        numbers = typical + self.coefficients + self.shares
+        return numbers + scatter + tuple(f"gamma_{name}" for name in self.between)
 
     def start(self, base: Any) -> np.ndarray:
-        """Declared values, no effect of covariates, moderate scatter that is not skewed."""
+        """Declared values, no effect of covariates, moderate scatter that is not skewed, equal shares."""
         declared = values(base)
         first = self.typical.unbounded(jnp.stack([jnp.asarray(declared[n], float) for n, _ in self.priors]))
         rows, columns = self._triangle()
@@ -97,14 +120,13 @@ class Effects:
         none = [bijector.inv(0.0) for bijector in self._bounds()]
         # Where none is outside of what a prior allows, its middle is a place to start.
         coefficients = [float(at) if np.isfinite(at) else 0.0 for at in none]
-        return np.concatenate(
-            [first, coefficients, scatter, np.full(len(self.between), np.log(_SCATTER / 2))]
-        )
+        between = np.full(len(self.between), np.log(_SCATTER / 2))
+        return np.concatenate([first, coefficients, np.zeros(len(self.shares)), scatter, between])
 
     def root(self, psi: Any) -> Any:
         """Lower triangular root of the covariance of the random effects, (effect, effect)."""
         rows, columns = self._triangle()
-        first = len(self.priors) + len(self.coefficients)
+        first = self.before_scatter
         entries = psi[first : first + len(rows)]
         entries = jnp.where(rows == columns, jnp.exp(entries), entries)
         root = jnp.zeros((len(self.effects),) * 2).at[rows, columns].set(entries)
@@ -139,15 +161,32 @@ class Effects:
         return np.concatenate([entries, 0.5 * np.log(gamma)])
 
     def centres(self, psi: Any, record: Record) -> Any:
-        """Unbounded parameters of every patient without random effects, (patient, name)."""
+        """Unbounded parameters of every patient without random effects, (patient, name).
+
+        They are those of the class that `record` says a patient is of, or of the first.
+        """
         names = [name for name, _ in self.priors]
         u = jnp.broadcast_to(psi[: len(names)], (record.t0.shape[0], len(names)))
         given = self._moves(psi)
         for one in self.population.covariates:
             shift = one.shift(given.get(one.label, one.coefficient), record.known[one.name])
             u = u.at[:, names.index(one.parameter)].add(shift)
+        if CLASS in record.known:
+            own = np.asarray([names.index(name) for name in self.varying])
+            u = u.at[:, own].add(self.class_moves(psi)[record.known[CLASS], : len(own)])
         changing = np.asarray([names.index(name) for _, name in self.population.changing], int)
         return jnp.concatenate([u, u[:, changing]], axis=1)
+
+    def class_moves(self, psi: Any) -> Any:
+        """How far each class is moved from the first, (class, effect)."""
+        mixture = self.population.mixture
+        if mixture is None:
+            return jnp.zeros((1, len(self.effects)))
+        return mixture.moves(self.effects, self._moves(psi))
+
+    def log_shares(self, psi: Any) -> Any:
+        """Logs of the classes' shares, (class,)."""
+        return log_shares(psi[self.before_shares : self.before_scatter])
 
     def individual(self, psi: Any, record: Record, eta: Any) -> Any:
         """Unbounded parameters (..., patient, name) of random effects (..., patient, effect)."""
@@ -181,6 +220,7 @@ class Effects:
         typical = self.typical.bounded(psi[:count])
         found = dict(zip(self.names[:count], typical, strict=True))
         found |= self._moves(psi)
+        found |= dict(zip(self.shares, jnp.exp(self.log_shares(psi))[1:], strict=True))
         root = self.root(psi)
         covariance = root @ root.T
         sd = jnp.sqrt(jnp.diagonal(covariance))
@@ -194,7 +234,7 @@ class Effects:
         return found | {f"gamma_{name}": self._gamma(psi)[i] for i, name in enumerate(self.between)}
 
     def supports(self) -> dict[str, Prior]:
-        """Name -> the prior that bounds it, of typical values, coefficients and shapes, in their order."""
+        """Name -> the prior that bounds it, of typical values and `coefficients`, in their order."""
         given = [prior for _, prior in self.priors] + [prior for _, prior in self._estimated()]
         return dict(zip(self.names, given, strict=False))
 
@@ -209,7 +249,7 @@ class Effects:
         return np.concatenate([first, left + _SPREAD * np.asarray(jax.random.normal(other, left.shape))])
 
     def bijectors(self) -> dict[str, Any]:
-        """Name -> from the vector's scale to the reported one, of typical values, coefficients and shapes."""
+        """Name -> from the vector's scale to the reported one, of typical values and `coefficients`."""
         return dict(zip(self.names, [*self.typical.bijectors(), *self._bounds()], strict=False))
 
     def _gamma(self, psi: Any) -> Any:
@@ -217,7 +257,7 @@ class Effects:
         return jnp.exp(psi[len(psi) - len(self.between) :])
 
     def _moves(self, psi: Any) -> dict[str, Any]:
-        """Coefficients and shapes on their own scales."""
+        """`coefficients` on their own scales."""
         first = len(self.priors)
         return {
             name: bound(psi[first + i])
@@ -231,7 +271,8 @@ class Effects:
 
     def _estimated(self) -> list[tuple[str, Prior]]:
         each = [(one.label, one.coefficient) for one in self.population.covariates]
-        return [(label, one) for label, one in (*each, *self.population.shapes) if isinstance(one, Prior)]
+        each += [*self.population.shapes, *self.population.shifts]
+        return [(label, one) for label, one in each if isinstance(one, Prior)]
 
     def _triangle(self) -> tuple[np.ndarray, np.ndarray]:
         block = {i: k for k, places in enumerate(self.population.together) for i in places}

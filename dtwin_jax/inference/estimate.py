@@ -14,10 +14,11 @@ from dtwin_jax.core.record import SEEN, Cohort
 from dtwin_jax.inference.density import Override, estimated
 from dtwin_jax.inference.doubts import EstimationWarning, doubts, failures
 from dtwin_jax.inference.effects import Effects
-from dtwin_jax.inference.estimated import Estimate
+from dtwin_jax.inference.estimated import Classes, Estimate
 from dtwin_jax.inference.finer import compared
 from dtwin_jax.inference.gauss_newton import inverse_of_peak
 from dtwin_jax.inference.marginal import Approximation, Marginal
+from dtwin_jax.inference.mixture import logits_of
 from dtwin_jax.inference.nodes import NETS, scattered
 from dtwin_jax.inference.objective import Objective
 from dtwin_jax.inference.population import Population, check_population
@@ -42,7 +43,8 @@ def estimate(  # noqa: PLR0913
     """Maximum likelihood estimates of a population.
 
     Estimated are the parameters that have a prior, of which only the support counts, the covariates'
-    coefficients that have one, and the standard deviations between patients and between occasions.
+    coefficients, shapes of effects and shifts between classes that have one, the classes' shares, and the
+    standard deviations between patients and between occasions.
 
     Args:
         population: what varies; with a `correlation`, whatever it is, the covariance of its `blocks` is full.
@@ -127,15 +129,25 @@ def _begun(effects: Effects, base: Any, start: Mapping[str, float]) -> np.ndarra
         place = effects.names.index(name)
         if name in bijectors:
             psi[place] = float(bijectors[name].inv(value))
-        else:
+        elif name not in effects.shares:
             is_sd = name.startswith(("omega_", "gamma_"))
             psi[place] = np.log(value) if is_sd and value > 0 else value
             if is_sd and not value > 0:
                 raise ValueError(f"start: {name} is {value}, expected a positive number")
+    psi[effects.before_shares : effects.before_scatter] = _begun_shares(effects, start)
     if not np.all(np.isfinite(psi)):
         name = effects.names[int(np.argmin(np.isfinite(psi)))]
         raise ValueError(f"{name} begins outside of what its prior allows: give a start, or another prior")
     return psi
+
+
+def _begun_shares(effects: Effects, start: Mapping[str, float]) -> np.ndarray:
+    """The numbers of the shares, of which those that are not given are equal."""
+    given = {name: start[name] for name in effects.shares if name in start}
+    if not all(value > 0 for value in given.values()) or not sum(given.values()) < 1:
+        raise ValueError(f"start: found {given}, expected positive shares that leave some to the first class")
+    rest = (1.0 - sum(given.values())) / (effects.classes - len(given))
+    return logits_of(np.asarray([rest, *(given.get(name, rest) for name in effects.shares)]))
 
 
 def _finished(problem: Objective, cohort: Cohort, psi: np.ndarray, message: str) -> Estimate:
@@ -148,7 +160,10 @@ def _finished(problem: Objective, cohort: Cohort, psi: np.ndarray, message: str)
         problem.find(psi)
     monte_carlo_error = problem.error(psi)
     lost = ~np.isfinite(each) | (each >= -PENALTY)
-    eta, arrived = problem.eta.copy(), problem.arrived.copy()
+    arrived, classes = problem.arrived.copy(), _classes(problem, psi)
+    eta = problem.eta.copy()
+    if classes is not None:
+        eta = classes.eta[classes.likeliest - 1, np.arange(len(arrived))]
     count = sum(
         int(np.sum(np.asarray(series.mask) & (np.asarray(series.censor) == SEEN)))
         for series in cohort.record.observations.values()
@@ -185,4 +200,13 @@ def _finished(problem: Objective, cohort: Cohort, psi: np.ndarray, message: str)
         failed=tuple(np.asarray(cohort.ids)[~arrived | lost].tolist()),
         converged=bool(np.isfinite(total)) and total < -PENALTY and near,
         message=message,
+        classes=classes,
     )
+
+
+def _classes(problem: Objective, psi: np.ndarray) -> Classes | None:
+    """Of which class the patients are, at the peaks that were found last."""
+    if problem.classes == 1:
+        return None
+    probability = problem.probabilities(psi)
+    return Classes(probability, np.argmax(probability, axis=1) + 1, problem.eta_by_class.copy())

@@ -40,6 +40,27 @@ class Finer:
 
 
 @dataclass(frozen=True)
+class Classes:
+    """Which subpopulations the patients of a mixture are of.
+
+    Attributes:
+        probability: (patient, class) given the data.
+        likeliest: (patient,) the most probable class, from 1.
+        eta: (class, patient, effect) the most probable random effects in each.
+    """
+
+    probability: np.ndarray
+    likeliest: np.ndarray
+    eta: np.ndarray
+
+    def __str__(self) -> str:
+        """How many patients are of each, and what follows from it."""
+        each = range(1, self.probability.shape[1] + 1)
+        counted = ", ".join(f"{np.sum(self.likeliest == k)} patients of class {k}" for k in each)
+        return f"classes: {counted}; random effects are those in the most probable class of each patient"
+
+
+@dataclass(frozen=True)
 class Estimate:
     """Maximum likelihood estimates of a population.
 
@@ -47,8 +68,8 @@ class Estimate:
         ids: of the patients.
         names: of the estimated numbers, in the order of `vector` and the covariances.
         vector: the numbers, unbounded: typical values by the support of the prior (logs of positive ones),
-            coefficients, logs of the standard deviations between patients (a root of the covariance where
-            effects are correlated).
+            coefficients, logs of the ratios of shares of classes to that of the first, logs of the standard
+            deviations between patients (a root of the covariance where effects are correlated).
         estimate: name -> value as it is reported.
         standard_error: name -> (of the number in `vector`), from the curvature.
         objective: -2 log likelihood without n log(2 pi): NONMEM's convention, for normal measurements.
@@ -59,19 +80,21 @@ class Estimate:
         monte_carlo_error: standard error of `objective` where it is random; 0 otherwise.
         slopes: of the values in `estimate` by the numbers in `vector`.
         effects: of each random effect, the parameter that it moves; `CL_2` is that in the second occasion.
-        eta: (patient, effect) the most probable random effects.
+        eta: (patient, effect) the most probable random effects; in a mixture, those in the most probable
+            class.
         individual: (patient,) shares of `minus_two_log_likelihood`.
         curvature: half the second derivative of -2 log likelihood, NONMEM's R.
         cross_product: sum of the products of each patient's slopes, NONMEM's S.
         shrinkage: name as in `effects` -> 1 - sd of the effects (over all, not one less) / their
             standard deviation.
-        failed: patients whose peak was not found.
+        failed: patients whose peak was not found, in a mixture that in any class.
         converged: the slope of the likelihood is near nothing; after "saem", a step of Newton's would gain
             less than 0.1.
         message: why the search ended.
         ends: objectives where the searches from several starts ended, in their order; one if there was one.
         finer: what a smaller tolerance of the solver would change; None where it was not looked at.
         warnings: what a user must know before believing the estimate.
+        classes: of a mixture, of which class the patients are; None without one.
     """
 
     ids: tuple[str, ...]
@@ -98,6 +121,7 @@ class Estimate:
     ends: tuple[float, ...] = ()
     finer: Finer | None = None
     warnings: tuple[str, ...] = ()
+    classes: Classes | None = None
 
     def __str__(self) -> str:
         """A table of estimates, with what the objective is."""
@@ -107,7 +131,10 @@ class Estimate:
             share = 100.0 * error[name] / abs(value) if value else float("nan")
             lines.append(f"{name:16}{value:12.5g}{error[name]:12.3g}{sandwich[name]:12.3g}{share:10.1f}")
         shrunk = ", ".join(f"{name} {100 * each:.0f} %" for name, each in self.shrinkage.items())
-        lines += [f"shrinkage: {shrunk}", *([] if self.finer is None else [str(self.finer)])]
+        lines += [
+            f"shrinkage: {shrunk}",
+            *(str(one) for one in (self.classes, self.finer) if one is not None),
+        ]
         return "\n".join([*lines, *(f"! {each}" for each in self.warnings)])
 
     @property
@@ -122,6 +149,11 @@ class Estimate:
             f"objective {self.objective:.4f} by {how}: -2 log likelihood without n log(2 pi), NONMEM's; "
             f"{self.minus_two_log_likelihood:.4f} with all constants"
         )
+
+    @property
+    def peaks(self) -> np.ndarray:
+        """The most probable effects of all patients in the first class, then in the next: (row, effect)."""
+        return self.eta if self.classes is None else self.classes.eta.reshape(-1, self.eta.shape[1])
 
     @property
     def covariance(self) -> np.ndarray:

@@ -12,15 +12,15 @@ from dtwin_jax.inference.objective import Objective
 
 def compared(problem: Objective, found: Estimate, factor: float) -> Finer:
     """What tolerances `factor` times as large make of the estimate `found` of `problem`."""
-    effects, record = problem.marginal.effects, problem.record
+    effects, record = problem.marginal.effects, problem.given[0]
     tighten = getattr(effects.population.predictor, "tightened", None)
     predictor = None if tighten is None else tighten(factor, record)
     if predictor is None:
         return Finer(1.0)
     population = replace(effects.population, predictor=predictor)
     marginal = replace(problem.marginal, effects=replace(effects, population=population))
-    other = Objective(marginal, problem.base, record, problem.scattered)
-    other.eta = found.eta.copy()
+    other = Objective(marginal, problem.base, *problem.given)
+    other.eta = found.peaks.copy()
     (old, before), (new, slope) = (each.value(found.vector) for each in (problem, other))
     if not new < -PENALTY:
         nothing = dict.fromkeys(found.names, float("nan"))

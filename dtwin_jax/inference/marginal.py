@@ -59,8 +59,28 @@ class Marginal:
         """-2 log of the marginal likelihood of every patient (patient,); `eta` are the peaks of the effects.
 
         `scattered` are the nodes of importance sampling, the same at every `psi`. Differentiable by `psi`:
-        how the peaks move with it is taken into account.
+        how the peaks move with it is taken into account. In a mixture record, peaks and nodes are of the
+        patients in the first class, then of the same in the next (row,).
         """
+        rows = self._of_rows(base, record, psi, eta, scattered)
+        if self.effects.classes == 1:
+            return rows
+        return -2.0 * jax.scipy.special.logsumexp(self._of_classes(psi, -0.5 * rows), axis=0)
+
+    def probabilities(
+        self, base: Any, record: Any, psi: Any, eta: Any, scattered: Nodes | None = None
+    ) -> Any:
+        """Of each patient's being of each class given the data, (patient, class); as of `minus_two`."""
+        rows = self._of_rows(base, record, psi, eta, scattered)
+        return jax.nn.softmax(self._of_classes(psi, -0.5 * rows), axis=0).T
+
+    def _of_classes(self, psi: Any, log_likelihood: Any) -> Any:
+        """Logs of likelihoods (row,) times the shares of their classes, (class, patient)."""
+        shares = self.effects.log_shares(psi)
+        return shares[:, None] + log_likelihood.reshape(len(shares), -1)
+
+    def _of_rows(self, base: Any, record: Any, psi: Any, eta: Any, scattered: Nodes | None) -> Any:
+        """-2 log of the marginal likelihood of every patient in every class, (row,)."""
         if self.by == "fo":
             return self._about_none(base, record, psi, jnp.zeros_like(eta))
         eta = self._moving(base, record, psi, eta)
@@ -76,6 +96,9 @@ class Marginal:
         """Standard error of the sum over patients of `minus_two`, from how far the nets of nodes differ."""
         terms = self.terms(base, record, psi, eta, scattered)
         sums = jax.scipy.special.logsumexp(terms.reshape(NETS, -1, terms.shape[1]), axis=1)
+        if self.effects.classes > 1:
+            each = jax.vmap(lambda sums: self._of_classes(psi, sums))(sums)
+            sums = jax.scipy.special.logsumexp(each, axis=1)
         share = jax.nn.softmax(sums, axis=0) * NETS
         return 2.0 * jnp.sqrt(jnp.sum(jnp.var(share, axis=0, ddof=1)) / NETS)
 

@@ -11,6 +11,7 @@ from dtwin_jax.core.record import SEEN, Record
 from dtwin_jax.inference.density import standard_promotion
 from dtwin_jax.inference.gauss_newton import climbed
 from dtwin_jax.inference.marginal import Marginal
+from dtwin_jax.inference.mixture import in_every_class, of_class
 from dtwin_jax.inference.nodes import Nodes
 from dtwin_jax.inference.posteriors import measured
 
@@ -24,12 +25,24 @@ LEAST = 1e-6
 
 
 class Objective:
-    """An objective with what is kept between two looks at it: the peaks of the effects."""
+    """An objective with what is kept between two looks at it: the peaks of the effects.
+
+    In a mixture each patient has a peak in every class: peaks are (row,), the patients in the first class,
+    then in the next. A patient has `arrived` where all of his have.
+    """
 
     def __init__(self, marginal: Marginal, base: Any, record: Record, scattered: Nodes | None = None):
-        self.marginal, self.base, self.record, self.scattered = marginal, base, record, scattered
-        self.eta = np.zeros((record.t0.shape[0], len(marginal.effects.effects)))
-        self.arrived = np.ones(len(self.eta), bool)
+        self.marginal, self.base, self.given = marginal, base, (record, scattered)
+        self.patients, self.classes = record.t0.shape[0], marginal.effects.classes
+        self.record, self.scattered = record, scattered
+        if self.classes > 1:
+            number = np.repeat(np.arange(self.classes), self.patients)
+            self.record = of_class(in_every_class(record, self.classes), number)
+        if self.classes > 1 and scattered is not None:
+            times = (1, self.classes)
+            self.scattered = Nodes(np.tile(scattered.at, (*times, 1)), np.tile(scattered.log_weight, times))
+        self.eta = np.zeros((len(self.record.t0), len(marginal.effects.effects)))
+        self.arrived = np.ones(self.patients, bool)
         self.psi = np.zeros(0)
 
     def of(self, rows: np.ndarray) -> "Objective":
@@ -38,12 +51,17 @@ class Objective:
         As many rows as there are patients compile nothing anew. The peaks begin where these have been found.
         """
         pick = lambda leaf: leaf[rows]  # noqa: E731
-        nets = self.scattered
+        record, nets = self.given
         if nets is not None:
             nets = Nodes(nets.at[:, rows], nets.log_weight[:, rows])
-        part = Objective(self.marginal, self.base, jax.tree.map(pick, self.record), nets)
-        part.eta = self.eta[rows]
+        part = Objective(self.marginal, self.base, jax.tree.map(pick, record), nets)
+        part.eta = self.eta_by_class[:, rows].reshape(part.eta.shape)
         return part
+
+    @property
+    def eta_by_class(self) -> np.ndarray:
+        """The peaks, (class, patient, effect)."""
+        return self.eta.reshape(self.classes, self.patients, -1)
 
     def check(self) -> None:
         """Refuse errors that the approximation cannot take."""
@@ -73,11 +91,16 @@ class Objective:
         """-2 log likelihood of every patient (patient,), and its slopes (patient, number)."""
         scatter = np.diag(np.asarray(self.marginal.effects.root(jnp.asarray(psi))))
         if not np.all(np.isfinite(psi)) or scatter.min() < LEAST or scatter.max() > 1.0 / LEAST:
-            return np.full(len(self.eta), np.nan), np.full((len(self.eta), len(psi)), np.nan)
+            return np.full(self.patients, np.nan), np.full((self.patients, len(psi)), np.nan)
         if self.marginal.by != "fo":
             self.find(psi)
         found = _each(self.marginal, self.base, self.record, psi, self.eta, self.scattered)
         return np.asarray(found[0]), np.asarray(found[1])
+
+    def probabilities(self, psi: np.ndarray) -> np.ndarray:
+        """Of each patient's being of each class, (patient, class), at the peaks that were found last."""
+        found = _probabilities(self.marginal, self.base, self.record, psi, self.eta, self.scattered)
+        return np.asarray(found)
 
     def error(self, psi: np.ndarray) -> float:
         """Monte Carlo standard error of `value` where it is random, else 0."""
@@ -98,7 +121,8 @@ class Objective:
             for old, new in zip(vars(best).values(), vars(again).values(), strict=True):
                 old[lost[better]] = new[better]
         good = np.all(np.isfinite(best.u), axis=1)
-        self.eta, self.arrived = np.where(good[:, None], best.u, 0.0), best.arrived & good
+        self.eta = np.where(good[:, None], best.u, 0.0)
+        self.arrived = (best.arrived & good).reshape(self.classes, -1).all(axis=0)
 
     def slopes(self, owner: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, ...]:
         """As of `Posteriors`: of all patients together, of whom the others stay where they are."""
@@ -140,6 +164,14 @@ def _each(
     along = lambda way: jax.jvp(value, (psi,), (way,))  # noqa: E731
     each, slopes = jax.vmap(along, out_axes=(None, 0))(jnp.eye(len(psi)))
     return each, slopes.T
+
+
+@functools.partial(jax.jit, static_argnames=("marginal",))
+@standard_promotion
+def _probabilities(
+    marginal: Marginal, base: Any, record: Record, psi: Any, eta: Any, scattered: Nodes | None
+) -> Any:
+    return marginal.probabilities(base, record, psi, eta, scattered)
 
 
 @functools.partial(jax.jit, static_argnames=("marginal",))

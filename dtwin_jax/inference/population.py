@@ -16,6 +16,7 @@ from dtwin_jax.inference import boxcox, scatter
 from dtwin_jax.inference.covariate import Covariate, check_covariates
 from dtwin_jax.inference.density import Override, estimated, patient_log_likelihood
 from dtwin_jax.inference.devices import Spread, spread_log_likelihood
+from dtwin_jax.inference.mixture import Mixture
 from dtwin_jax.inference.occasions import Occasions
 
 DEFAULT_OMEGA = halfnormal(0.5)
@@ -39,6 +40,8 @@ class Population:
         occasions: what varies between occasions of a patient besides.
         boxcox: parameters whose random effects are skewed (`inference.boxcox`): names, or name -> the shape
             lambda, a number (known) or a prior (estimated; by default normal(0, 1)).
+        mixture: subpopulations that differ in typical values, of other parameters than `boxcox` has: data
+            hardly tell two classes from a skewed scatter. `Svi` cannot take one.
         centred: whether random effects are sampled around the typical value (better where a patient's data
             alone pin the parameters down) or scaled from a standard normal (better for sparse data). None
             lets `calibrate` find the best mixture for each parameter in its warm-up; correlated
@@ -53,6 +56,7 @@ class Population:
     blocks: tuple[tuple[str, ...], ...] = ()
     occasions: Occasions | None = None
     boxcox: Any = ()
+    mixture: Mixture | None = None
 
     def __post_init__(self):
         vary = self.vary if isinstance(self.vary, Mapping) else dict(_pairs(self.vary))
@@ -68,6 +72,12 @@ class Population:
         object.__setattr__(self, "blocks", tuple(tuple(block) for block in self.blocks))
         object.__setattr__(self, "boxcox", boxcox.shapes_of(self.boxcox))
         check_names("vary", "parameter", dict(self.boxcox), vary)
+        if self.mixture is not None:
+            check_names("vary", "parameter", self.mixture.names, vary)
+            if both := set(self.mixture.names) & set(dict(self.boxcox)):
+                raise ValueError(
+                    f"{sorted(both)[0]!r} is in the mixture and in boxcox: leave one of the two out"
+                )
 
     @property
     def name(self) -> str:
@@ -91,6 +101,16 @@ class Population:
     def shapes(self) -> tuple[tuple[str, Prior], ...]:
         """Label and prior of the estimated shapes of effects."""
         return tuple((boxcox.label(name), one) for name, one in self.boxcox if isinstance(one, Prior))
+
+    @property
+    def classes(self) -> int:
+        """How many subpopulations there are."""
+        return 1 if self.mixture is None else self.mixture.classes
+
+    @property
+    def shifts(self) -> tuple[tuple[str, Prior], ...]:
+        """Label and prior of the estimated shifts between subpopulations."""
+        return () if self.mixture is None else self.mixture.shifts
 
     @property
     def changing(self) -> tuple[tuple[str, str], ...]:
@@ -219,6 +239,11 @@ class PopulationDensity:
         return {name: dist.biject_to(prior[name].distribution().support) for name in self.population.varying}
 
     @property
+    def probabilities(self) -> tuple[str, ...]:
+        """What the probabilities of the classes but the first are called, of each patient."""
+        return () if self.population.mixture is None else self.population.mixture.probabilities
+
+    @property
     def free(self) -> np.ndarray:
         """(effect,) 1 for those that may be centred, 0 for transformed ones, which never are."""
         shaped = dict(self.population.boxcox)
@@ -246,12 +271,16 @@ class PopulationDensity:
         bijector, centre = self.bijectors, self._centres(typical, shifts)
         mean = jnp.stack([jnp.broadcast_to(centre[name], (count,)) for name in scales], axis=-1)
         scale = jnp.stack(list(scales.values()))
+        split = scatter.split(self.population.mixture, tuple(scales))
         if self.population.correlation is None:
             full = jnp.ones_like(scale) if centring is None else centring
-            unbounded = scatter.independent(mean, scale, full * self.free)
+            root = jnp.diag(scale)
+            unbounded = scatter.independent(mean, scale, full * self.free, split)
         else:
-            blocks, concentration = self.population.together, self.population.correlation
-            unbounded = scatter.correlated(blocks, concentration, bool(self.population.centred), mean, scale)
+            root = scatter.correlated_root(self.population.together, self.population.correlation, scale)
+            unbounded = scatter.correlated(mean, root, bool(self.population.centred), split)
+        if split is not None:
+            scatter.tell_classes(split, unbounded - mean, root)
         if self.population.boxcox:
             values = {name: numpyro.sample(name, one.distribution()) for name, one in self.population.shapes}
             eta = boxcox.moved(self.population.boxcox, self.population.varying, values, unbounded - mean)
@@ -278,9 +307,15 @@ class PopulationDensity:
         z: Any = numpyro.sample("occasion effects", scatter.standard((count, len(columns))))
         return {each: unbounded[name] + scales[name] * z[:, i] for i, (each, name) in enumerate(columns)}
 
-    def factors(self, correlation: Any) -> dict[str, Any]:
-        """The sampler's own sites of a correlation (..., effect, effect)."""
-        return scatter.factors(self.population.together, correlation)
+    def hidden(self, shared: dict[str, Any]) -> dict[str, Any]:
+        """Values of the population's own sites, with those that results tell of in another form (draw,)."""
+        found = {name: value for name, value in shared.items() if name != "correlation"}
+        if "correlation" in shared:
+            found |= scatter.factors(self.population.together, shared["correlation"])
+        mixture = self.population.mixture
+        if mixture is not None and mixture.classes > 1:
+            found |= scatter.shares_site([shared[name] for name in mixture.shares])
+        return found
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from dtwin_jax.core.rules import Rules, columns, from_columns
 from dtwin_jax.core.signal import SIGNALS, AbstractSignal, Doses
 from dtwin_jax.inference import boxcox
 from dtwin_jax.inference.covariate import covariate_from_dict
+from dtwin_jax.inference.mixture import mixture_from_dict
 from dtwin_jax.inference.occasions import Occasions
 from dtwin_jax.inference.population import Population, density_of
 
@@ -274,6 +275,7 @@ def _population_as_dict(f: Population) -> dict[str, Any]:
         "blocks": f.blocks,
         "occasions": None if f.occasions is None else f.occasions.as_dict(),
         "boxcox": boxcox.as_dict(f.boxcox),
+        "mixture": None if f.mixture is None else f.mixture.as_dict(),
     }
 
 
@@ -285,8 +287,8 @@ def _population_from_dict(predictor: Any, data: dict[str, Any]) -> Population:
     occasions = None if given is None else Occasions(given["count"], gamma)
     blocks = tuple(tuple(block) for block in data["blocks"])
     # Files of before have none.
-    shapes = boxcox.from_dict(data.get("boxcox", {}))
-    how = (data["correlation"], data["centred"], blocks, occasions, shapes)
+    shapes, mixture = boxcox.from_dict(data.get("boxcox", {})), mixture_from_dict(data.get("mixture"))
+    how = (data["correlation"], data["centred"], blocks, occasions, shapes, mixture)
     return Population(predictor, vary, covariates, *how)
 
 

@@ -7,6 +7,9 @@ Newton's. So do, where effects are transformed, the typical values, coefficients
 the individual parameters: no moments say which are best. At first the latest draws count alone, so that the
 search forgets where it began; then all count alike.
 
+In a mixture individual parameters are drawn whatever the class; which one they belong to is as probable as
+their density in it says, and moments are averaged class by class.
+
 Source: Kuhn & Lavielle 2005, doi 10.1016/j.csda.2004.07.033; Delyon, Lavielle & Moulines 1999, doi
 10.1214/aos/1018031103.
 """
@@ -33,8 +36,8 @@ _EXPLORING, _COOLING = 0.6, 0.95
 # Metropolis steps of all effects together, the acceptance that steps aim at, and how fast they learn how far
 # to go.
 _TOGETHER, _ACCEPTED, _LEARNING = 2, 0.4, 0.2
-# A shared number moves no further in one iteration.
-_LONGEST = 0.5
+# A shared number moves no further in one iteration; and no class has a smaller share.
+_LONGEST, _LEAST = 0.5, 1e-6
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,12 @@ class _Parts:
         return np.asarray([*varying, *range(count, count + len(self.effects.coefficients))], int)
 
     @property
+    def shifts(self) -> np.ndarray:
+        """Shifts between classes."""
+        labels = dict(self.effects.population.shifts)
+        return np.asarray([i for i, name in enumerate(self.effects.names) if name in labels], int)
+
+    @property
     def shaped(self) -> bool:
         """Whether effects are transformed."""
         return bool(self.effects.population.boxcox)
@@ -72,12 +81,14 @@ class _Moments:
     """Averages over iterations.
 
     Attributes:
-        first: (patient, effect) of the individual parameters.
+        weight: (class, patient) probability of a class.
+        first: (class, patient, effect) of the individual parameters, each times the weight.
         second: (effect, effect) their products, summed over patients; where effects are transformed, those of
-            the normal effects.
+            the normal effects about their class.
         information: (climbing, climbing) expected curvature of the log densities that scores are of.
     """
 
+    weight: np.ndarray
     first: np.ndarray
     second: np.ndarray
     information: np.ndarray
@@ -111,12 +122,14 @@ def approximated(
     moments = None
     for k, each in enumerate(jax.random.split(key, iterations)):
         drawn = _iterated(effects, base, rows, psi, at, scale, about, each)
-        at, scale, first, second, score, information = drawn
-        first = np.asarray(first).reshape(chains, patients, -1).mean(axis=0)
-        new = _Moments(first, np.asarray(second) / chains, np.asarray(information) / chains)
+        at, scale, weight, second, score, information = drawn
+        weight = np.asarray(weight).T.reshape(effects.classes, chains, patients)
+        first = np.einsum("kcp,cpi->kpi", weight, np.asarray(at).reshape(chains, patients, -1)) / chains
+        sums = (np.asarray(each) / chains for each in (second, information))
+        new = _Moments(weight.mean(axis=1), first, *sums)
         gain = 1.0 if k < exploring else 1.0 / (k - exploring + 1.0)
         moments = new if moments is None else moments.moved(new, gain)
-        about = moments.first
+        about = moments.first.sum(axis=0)
         slowest = _COOLING if k < exploring // 2 else 0.0
         psi = _maximised(parts, record, psi, moments, slowest)
         psi = _climbed(parts, psi, np.asarray(score) / chains, moments.information, gain)
@@ -142,28 +155,34 @@ def _maximised(
     """Typical values, coefficients and covariances that fit the moments best."""
     effects, central, psi = parts.effects, parts.central, psi.copy()
     old = np.asarray(effects.root(jnp.asarray(psi)))
-    covariance = moments.second / len(moments.first)
+    weight, patients = moments.weight, moments.weight.shape[1]
+    covariance = moments.second / patients
     if not parts.shaped:
         inverse = np.linalg.inv(old @ old.T)
         middle, slope = (np.asarray(each) for each in _sloped(effects, psi, record))
         slope = slope[..., central]
-        left = np.einsum("pik,ij,pjl->kl", slope, inverse, slope)
-        right = np.einsum("pik,ij,pj->k", slope, inverse, moments.first - middle)
-        psi[central] += np.linalg.lstsq(left, right, rcond=None)[0]
-        middle = np.asarray(_middle(effects, psi, record))
-        cross = middle.T @ moments.first
-        covariance = (moments.second - cross - cross.T + middle.T @ middle) / len(middle)
-    psi[len(effects.priors) + len(effects.coefficients) :] = effects.scatter_of(
-        covariance, slowest * old @ old.T
-    )
+        left = np.einsum("cp,cpik,ij,cpjl->kl", weight, slope, inverse, slope, optimize=True)
+        away = moments.first - weight[..., None] * middle
+        right = np.einsum("cpik,ij,cpj->k", slope, inverse, away, optimize=True)
+        step = np.linalg.lstsq(left, right, rcond=None)[0]
+        # Shifts between classes have a bound, to which the best may be far.
+        bound = np.where(np.isin(central, parts.shifts), _LONGEST, np.inf)
+        psi[central] += np.clip(step, -bound, bound)
+        middle = np.asarray(_middles(effects, psi, record))
+        cross = np.einsum("cpi,cpj->ij", middle, moments.first)
+        own = np.einsum("cp,cpi,cpj->ij", weight, middle, middle)
+        covariance = (moments.second - cross - cross.T + own) / patients
+    share = np.maximum(weight.mean(axis=1), _LEAST)
+    psi[effects.before_shares : effects.before_scatter] = np.log(share[1:] / share[0])
+    psi[effects.before_scatter :] = effects.scatter_of(covariance, slowest * old @ old.T)
     return psi
 
 
 @functools.partial(jax.jit, static_argnames=("effects",))
 @standard_promotion
 def _middle(effects: Effects, psi: Any, record: Record) -> Any:
-    """Where the effects of every patient are about, (patient, effect): typical parameters, and 0 for those of
-    occasions."""
+    """Where the effects of every patient are about in the first class, (patient, effect): typical parameters,
+    and 0 for those of occasions."""
     names = [name for name, _ in effects.priors]
     places = np.asarray([names.index(name) for name in effects.varying])
     typical = effects.centres(psi, record)[:, places]
@@ -172,8 +191,15 @@ def _middle(effects: Effects, psi: Any, record: Record) -> Any:
 
 @functools.partial(jax.jit, static_argnames=("effects",))
 @standard_promotion
+def _middles(effects: Effects, psi: Any, record: Record) -> Any:
+    """The same in every class, (class, patient, effect)."""
+    return _middle(effects, psi, record)[None] + effects.class_moves(psi)[:, None]
+
+
+@functools.partial(jax.jit, static_argnames=("effects",))
+@standard_promotion
 def _sloped(effects: Effects, psi: Any, record: Record) -> tuple[Any, Any]:
-    return _middle(effects, psi, record), jax.jacfwd(lambda psi: _middle(effects, psi, record))(psi)
+    return _middles(effects, psi, record), jax.jacfwd(lambda psi: _middles(effects, psi, record))(psi)
 
 
 @functools.partial(jax.jit, static_argnames=("effects",))
@@ -200,6 +226,9 @@ def _iterated(
         found = measured(effects.target, base, record, centres + effects.spread(psi, eta))
         return sum(jnp.sum(each["fit"], axis=1) for each in found.values())
 
+    def density(eta: Any) -> Any:
+        return jax.scipy.special.logsumexp(_by_class(effects, psi, root, eta), axis=1)
+
     def accepted(state: tuple, eta: Any, log_ratio: Any, likelihood: Any, key: Any) -> tuple:
         taken = jnp.log(jax.random.uniform(key, log_ratio.shape)) < log_ratio
         old, before = state
@@ -209,6 +238,11 @@ def _iterated(
         """Effects drawn as if there were no data."""
         draw, choose = jax.random.split(key)
         eta = jax.random.normal(draw, state[0].shape) @ root.T
+        if effects.classes > 1:
+            which = jax.random.categorical(
+                jax.random.fold_in(draw, 1), effects.log_shares(psi), shape=(len(eta),)
+            )
+            eta = eta + effects.class_moves(psi)[which]
         likelihood = fit(eta)
         return accepted(state, eta, likelihood - state[1], likelihood, choose)[0]
 
@@ -222,7 +256,7 @@ def _iterated(
         move = jnp.where(i < count, alone, jnp.einsum("rij,rj->ri", shape, z))
         new = eta + scale[:, i, None] * move
         found = fit(new)
-        ratio = found + log_normal_density(root, new) - likelihood - log_normal_density(root, eta)
+        ratio = found + density(new) - likelihood - density(eta)
         kept, taken = accepted((eta, likelihood), new, ratio, found, choose)
         learnt = jnp.exp(_LEARNING * (jnp.where(taken, 1.0, 0.0) - _ACCEPTED))
         return (kept, scale.at[:, i].multiply(learnt)), None
@@ -236,8 +270,20 @@ def _iterated(
     eta = state[0]
     at = effects.transformed(psi, eta) + middle
     score, information = _score(effects, base, record, psi, eta)
-    second = eta if _Parts(effects).shaped else at
-    return at, scale, at, second.T @ second, score, information
+    weight = jax.nn.softmax(_by_class(effects, psi, root, eta), axis=1)
+    second = at.T @ at
+    if _Parts(effects).shaped:
+        apart = eta[:, None] - effects.class_moves(psi)
+        second = jnp.einsum("rk,rki,rkj->ij", weight, apart, apart)
+    return at, scale, weight, second, score, information
+
+
+def _by_class(effects: Effects, psi: Any, root: Any, eta: Any) -> Any:
+    """Log densities of effects about the first class, times the shares of the classes: (row, class)."""
+    if effects.classes == 1:
+        return log_normal_density(root, eta)[:, None]
+    each = jax.vmap(lambda move: log_normal_density(root, eta - move))(effects.class_moves(psi))
+    return (each + effects.log_shares(psi)[:, None]).T
 
 
 def _shape(effects: Effects, base: Any, record: Record, psi: Any, about: Any) -> Any:
@@ -283,7 +329,8 @@ def _central_score(effects: Effects, record: Record, psi: Any, eta: Any) -> Any:
         # The effects that make the same parameters under other numbers, to first order.
         away = _middle(effects, new, record) + effects.transformed(new, eta) - at
         moved = eta - away / stretch
-        density = log_normal_density(effects.root(psi), moved)
+        each = _by_class(effects, new, effects.root(psi), moved)
+        density = jax.scipy.special.logsumexp(each, axis=1)
         return density - jnp.sum(effects.log_stretch(new, moved), axis=1)
 
     return jax.jacfwd(log_density)(psi)[:, _Parts(effects).central]

@@ -63,7 +63,8 @@ class _Block:
             self.eta = np.where(np.isfinite(best.u), best.u, 0.0)
         eta = self.eta.reshape(shape)
         each = _values(problem.marginal, problem.base, problem.record, self.psi, eta, problem.scattered)
-        each = np.where(arrived.reshape(shape[:2]), np.asarray(each), np.inf)
+        arrived = arrived.reshape(len(self.psi), problem.classes, problem.patients).all(axis=1)
+        each = np.where(arrived, np.asarray(each), np.inf)
         known = np.all(np.isfinite(each) & (each < -PENALTY), axis=1) & self.usable
         return np.where(known, np.sum(np.where(known[:, None], each, 0.0), axis=1), np.inf)
 

@@ -24,7 +24,7 @@ def sought(problem: Objective, psi: np.ndarray, key: Any, max_steps: int) -> tup
     if marginal.by != "saem":
         return searched(problem, psi, max_steps)
     key = jax.random.fold_in(key, 1)
-    found = approximated(marginal.effects, problem.base, problem.record, psi, key, max_steps)
+    found = approximated(marginal.effects, problem.base, problem.given[0], psi, key, max_steps)
     return found, f"{max_steps} iterations"
 
 

@@ -53,6 +53,9 @@ def diagnose(
     predict, is named in the attribute `failed` and has NaN for whatever rests on the random effects; one of
     whom a simulated data set failed is named in `unsimulated`, and has no NPDE.
 
+    In a mixture predictions and residuals are of the most probable class of each patient; the classes of
+    simulated patients are drawn.
+
     Args:
         population: as estimated.
         cohort: the patients it was estimated from.
@@ -67,8 +70,9 @@ def diagnose(
         `<channel>_population` and `<channel>_individual`, predictions without and with the patient's random
         effects, `<channel>_iwres` (its attribute `shrinkage` is 1 - sd), `_cwres`, `_npde` and `_npd` (NPDE
         without decorrelation), each (patient, <channel>_point), NaN where nothing was measured; `effects`:
-        `eta` (patient, effect) and `shrinkage`; `estimates`; `predictions`: simulated measurements of new
-        patients with the same designs, as of `forecast_new`; `courses`: the two predictions at even times.
+        `eta` (patient, effect) and `shrinkage`, and of a mixture `class` and `probability`; `estimates`;
+        `predictions`: simulated measurements of new patients with the same designs, as of `forecast_new`;
+        `courses`: the two predictions at even times.
 
     Raises:
         ValueError: an estimate of another population, other data or other priors; too few samples.
@@ -95,8 +99,10 @@ def _predicted(fitted: Fitted, record: Record, key: Any, samples: int) -> tuple[
     """
     key_effects, key_errors = jax.random.split(key)
     own = np.where(fitted.lost[:, None], np.nan, fitted.found.eta)
-    eta = np.concatenate([np.stack([np.zeros_like(own), own]), _new_effects(fitted, key_effects, samples)])
-    planned, theta = Cohort(fitted.cohort.ids, record), fitted.theta(record, eta)
+    known = fitted.theta(record, np.stack([np.zeros_like(own), own]))
+    classes = fitted.drawn_classes(jax.random.fold_in(key, 2), samples)
+    new = fitted.theta(record, _new_effects(fitted, key_effects, samples), classes)
+    planned, theta = Cohort(fitted.cohort.ids, record), np.concatenate([known, new])
     _, expected, drawn = evaluate(fitted.density, fitted.base, planned, theta, key_errors)
     return (
         {name: value[:_SIMULATED] for name, value in expected.items()},
@@ -113,7 +119,7 @@ def _new_effects(fitted: Fitted, key: Any, samples: int) -> np.ndarray:
 
 def _moments(fitted: Fitted) -> dict[str, Moments]:
     """Of the channels with normal errors, at the patients' random effects."""
-    record = jax.tree.map(jnp.asarray, fitted.cohort.record)
+    record = jax.tree.map(jnp.asarray, fitted.of_class(fitted.cohort.record))
     value, slope = _sloped(fitted.effects, fitted.base, record, fitted.psi, jnp.asarray(fitted.found.eta))
     told = {}
     for name, series in fitted.cohort.record.observations.items():
@@ -260,6 +266,12 @@ def _tree(fitted: Fitted, failed: np.ndarray) -> Any:
         {"eta": (("patient", "effect"), eta, {"units": "1"}), "shrinkage": ("effect", shrinkage)},
         {"patient": ids, "effect": names},
     )
+    if found.classes is not None:
+        effects["class"] = ("patient", found.classes.likeliest)
+        of_each = list(range(1, found.classes.probability.shape[1] + 1))
+        effects["probability"] = xr.DataArray(
+            found.classes.probability, {"patient": ids, "number": of_each}, ("patient", "number")
+        )
     effects["omega"] = (("effect", "effect_bis"), fitted.omega)
     told, errors = list(found.estimate), found.errors()
     declared = quantities(fitted.predictor.params())

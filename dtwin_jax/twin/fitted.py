@@ -15,6 +15,7 @@ from dtwin_jax.inference.density import Override, estimated, standard_promotion
 from dtwin_jax.inference.effects import Effects
 from dtwin_jax.inference.estimated import Estimate
 from dtwin_jax.inference.marginal import Marginal
+from dtwin_jax.inference.mixture import of_class
 from dtwin_jax.inference.nodes import scattered
 from dtwin_jax.inference.objective import Objective
 from dtwin_jax.inference.population import PatientDensity, Population
@@ -63,9 +64,26 @@ class Fitted:
         """(patient,) whose random effects were not found."""
         return np.isin(self.cohort.ids, self.found.failed)
 
-    def theta(self, record: Record, eta: Any) -> np.ndarray:
-        """Parameters (row, patient, name) of random effects (row, patient, effect)."""
-        return np.asarray(_bounded(self.effects, jax.tree.map(jnp.asarray, record), self.psi, eta))
+    def of_class(self, record: Record) -> Record:
+        """`record` of the patients, in a mixture taken to be of their most probable class."""
+        classes = self.found.classes
+        return record if classes is None else of_class(record, classes.likeliest - 1)
+
+    def theta(self, record: Record, eta: Any, drawn: Any = None) -> np.ndarray:
+        """Parameters (row, patient, name) of random effects (row, patient, effect).
+
+        Patients are of their most probable class, or of the classes `drawn` (row, patient), from 0.
+        """
+        record = jax.tree.map(jnp.asarray, self.of_class(record))
+        return np.asarray(_bounded(self.effects, record, self.psi, eta, drawn))
+
+    def drawn_classes(self, key: Any, count: int) -> np.ndarray | None:
+        """Classes of new patients (count, patient), from 0; of each patient by key and id. None without."""
+        if self.effects.classes == 1:
+            return None
+        shares = self.effects.log_shares(self.psi)
+        each = jax.vmap(lambda n: jax.random.categorical(jax.random.fold_in(key, n), shares, shape=(count,)))
+        return np.asarray(each(self.cohort.numbers)).T
 
 
 def fit_of(population: Population, cohort: Cohort, found: Estimate, priors: Mapping[str, Override]) -> Fitted:
@@ -96,12 +114,13 @@ def objective_of(fitted: Fitted, key: Any = None) -> Objective:
     nets = scattered(found.draws, len(effects.effects), key, cohort.numbers) if found.draws else None
     marginal = Marginal(effects, found.by, found.nodes or 7)
     problem = Objective(marginal, fitted.base, jax.tree.map(jnp.asarray, cohort.record), nets)
-    problem.eta = found.eta.copy()
+    problem.eta = found.peaks.copy()
     return problem
 
 
 @functools.partial(jax.jit, static_argnames=("effects",))
 @standard_promotion
-def _bounded(effects: Effects, record: Record, psi: Any, eta: Any) -> Any:
-    u = effects.individual(psi, record, eta)
+def _bounded(effects: Effects, record: Record, psi: Any, eta: Any, drawn: Any) -> Any:
+    one = lambda eta, drawn: effects.individual(psi, of_class(record, drawn), eta)  # noqa: E731
+    u = effects.individual(psi, record, eta) if drawn is None else jax.vmap(one)(eta, drawn)
     return jax.vmap(jax.vmap(effects.target.bounded))(u)

@@ -50,9 +50,8 @@ def forecast_new(f: Any, tree: Any, planned: Record, *, key: Any, samples: int =
         raise ValueError(f"{f.name} was calibrated patient by patient: new patients need a Population")
     ids, planned = for_patients(tree, planned)
     values, count = sampled(tree, samples)
-    shared = {name: jnp.asarray(value) for name, value in values.items() if name not in density.individual}
-    if "correlation" in shared:
-        shared |= density.factors(shared.pop("correlation"))
+    own = {*density.individual, *density.probabilities}
+    shared = density.hidden({name: jnp.asarray(value) for name, value in values.items() if name not in own})
     key, key_effects = jax.random.split(key)
     keys = jax.random.split(key_effects, count)
     record = jax.tree.map(jnp.asarray, planned)

@@ -88,8 +88,13 @@ def profile_population(
 def _holdable(fitted: Fitted) -> list[str]:
     """Names that are told as they are held: each is a function of one number of the vector."""
     effects = fitted.effects
-    scatter = ("omega_", "root_") if effects.correlated else ()
-    return [name for name in effects.names if not name.startswith(scatter)] if scatter else [*effects.names]
+    apart = effects.names
+    if effects.correlated:
+        apart = [name for name in apart if not name.startswith(("omega_", "root_"))]
+    if effects.classes > 2:
+        # Each share depends on the numbers of all.
+        apart = [name for name in apart if name not in effects.shares]
+    return [*apart]
 
 
 def _refit(
