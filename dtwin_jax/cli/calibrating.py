@@ -51,6 +51,8 @@ Example: dtwin calibrate study.toml
   centred = true                    # absent: decided by the data
   blocks = [["CL", "V"]]            # correlated with each other, with no others; absent: all are
   occasions = ["CL"]                # changes between occasions, of a column OCC; or with priors, as vary
+  boxcox = ["V"]                    # skewed effects; or { V = 0.5 }, or with a prior of the shape
+  mixture = { vary = ["CL"], classes = 2 }   # subpopulations; concentration = 1.0 of their shares
   [[population.covariates]]
   parameter = "CL"
   name = "weight"

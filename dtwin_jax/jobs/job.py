@@ -58,6 +58,14 @@ class CovariateSection(Section):
     power: bool = True
 
 
+class MixtureSection(Section):
+    """Subpopulations, as `Mixture` has them."""
+
+    vary: list[str] | dict[str, PriorOrNumber]
+    classes: int = Field(2, ge=2)
+    concentration: float = Field(1.0, gt=0)
+
+
 class PopulationSection(Section):
     """What varies between patients, as `Population` has it, and between occasions of the table (OCC)."""
 
@@ -67,6 +75,8 @@ class PopulationSection(Section):
     centred: bool | None = None
     blocks: list[list[str]] = Field(default_factory=list)
     occasions: list[str] | dict[str, PriorValue] = Field(default_factory=list)
+    boxcox: list[str] | dict[str, PriorOrNumber] = Field(default_factory=list)
+    mixture: MixtureSection | None = None
 
 
 class ForecastSection(Plan):

@@ -11,6 +11,7 @@ from dtwin_jax.core.predictor import check_cohort
 from dtwin_jax.core.record import Cohort, Record, stack
 from dtwin_jax.inference.covariate import Covariate, linear, power
 from dtwin_jax.inference.laplace import Laplace
+from dtwin_jax.inference.mixture import Mixture
 from dtwin_jax.inference.nuts import Nuts
 from dtwin_jax.inference.occasions import Occasions
 from dtwin_jax.inference.population import Population, density_of
@@ -120,16 +121,24 @@ def population_of(job: Job, cohort: Cohort) -> Any:
         )
         for row in section.covariates
     )
-    vary, blocks = _plain(section.vary), tuple(map(tuple, section.blocks))
-    how = (covariates, section.correlation, section.centred, blocks)
-    if not section.occasions:
-        return checked(job, ("population",), lambda: Population(job.predictor, vary, *how))
-    count = occasions_in(cohort.record.known)
-    if count < 2:
-        fault = Fault(("population", "occasions"), "no patient of the table has a second one", "a column OCC")
-        raise job.document.error([fault])
-    occasions = Occasions(count, _plain(section.occasions))
-    return checked(job, ("population",), lambda: Population(job.predictor, vary, *how, occasions))
+    occasions = None
+    if section.occasions:
+        count = occasions_in(cohort.record.known)
+        if count < 2:
+            path = ("population", "occasions")
+            raise job.document.error(
+                [Fault(path, "no patient of the table has a second one", "a column OCC")]
+            )
+        occasions = Occasions(count, _plain(section.occasions))
+    mixed = section.mixture
+
+    def made() -> Population:
+        mixture = None if mixed is None else Mixture(_plain(mixed.vary), mixed.classes, mixed.concentration)
+        blocks, shapes = tuple(map(tuple, section.blocks)), _plain(section.boxcox)
+        how = (covariates, section.correlation, section.centred, blocks, occasions, shapes, mixture)
+        return Population(job.predictor, _plain(section.vary), *how)
+
+    return checked(job, ("population",), made)
 
 
 def _plain(vary: Any) -> Any:

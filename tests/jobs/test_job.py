@@ -8,6 +8,7 @@ import pytest
 
 from dtwin_jax.core.prior import halfnormal, lognormal, normal
 from dtwin_jax.inference.covariate import power
+from dtwin_jax.inference.mixture import Mixture
 from dtwin_jax.inference.nuts import Nuts
 from dtwin_jax.io.rows import TableError
 from dtwin_jax.jobs.document import JobError
@@ -130,6 +131,20 @@ def test_occasions_that_the_table_lacks_are_a_fault(write):
     path = write(OF_EVENTS.replace("{ CL =", "{ ka ="))
     (path.parent / "events.csv").write_text(EVENTS)
     assert "ka" in refusal(path)
+
+
+def test_skewed_effects_and_subpopulations_are_read(write):
+    more = """\
+[population]
+vary = ["CL", "V", "ka"]
+boxcox = { V = 0.5, ka = { normal = [0.0, 0.3] } }
+mixture = { vary = ["CL"], classes = 3 }
+"""
+    study = prepare(read_job(write(JOB + more)))
+    assert study.f.boxcox == (("V", 0.5), ("ka", normal(0.0, 0.3)))
+    assert study.f.mixture == Mixture(("CL",), classes=3)
+    assert "'V' is in the mixture and in boxcox" in refusal(write(JOB + more.replace('["CL"]', '["V"]')))
+    assert "no parameter 'F'" in refusal(write(JOB + more.replace('["CL"]', '["F"]')))
 
 
 def test_measurements_outside_the_window_are_not_used(write):
