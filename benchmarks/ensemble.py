@@ -12,7 +12,8 @@ that has it (`simglucose_days.py`); without, that row is left out.
 
 Lanes are one call of `simulate_cohort`, and so is `cohort, whole`; `cohort` is one of which only the outputs
 are wanted, under `jit`; all else is under `jit(vmap(...))` unless its row says otherwise. XLA divides heavy
-loops among the cores and loses by it, so the process keeps to one core.
+loops among the cores and loses by it, so the process keeps to one core. Compiled ahead (`compiled.py`) are a
+scalar solver in C++, where there is `g++`, and LSODA of numbalsoda, where that is installed.
 """
 
 # ruff: noqa: E402 - cores are chosen before JAX counts them
@@ -55,6 +56,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from compiled import binding_by_numbalsoda, glucose_in_cpp
 from scipy.integrate import odeint, solve_ivp
 from setting import against, interleaved, timed, write
 
@@ -76,6 +78,7 @@ RTOL, ATOL = 1e-6, 1e-8
 DOSES, EVERY, AMOUNT = 14, 12.0, 100.0
 STIFF, CHECKED = 256, 16  # patients of the stiff model, and those of them with a reference
 BY_HAND = "Diffrax by hand"
+CPP, LSODA = "C++, patient by patient", "LSODA of numbalsoda, patient by patient"
 
 
 def diffeqsolve(field: Any, start: Any, stop: Any, y0: Any, saveat: Any, args: Any, **how: Any) -> Any:
@@ -383,7 +386,33 @@ def glucose(count: int) -> dict[str, Any]:
         "dtwin_jax, lanes": in_lanes(minimal_model, Insulin(insulin=insulin), "glucose"),
         BY_HAND: jax.jit(jax.vmap(by_hand, in_axes=(0, None))),
     }
-    return compared(called(calls, p, times), glucose_exactly(p, times, insulin))
+    calls = called(calls | in_cpp(insulin), p, times) | in_single(p, times, insulin)
+    return told(compared(calls, glucose_exactly(p, times, insulin)))
+
+
+def in_cpp(insulin: Any) -> dict[str, Any]:
+    """The row of C++, where it can be compiled."""
+    run = glucose_in_cpp(insulin, RTOL, ATOL)
+    return {} if run is None else {CPP: run}
+
+
+def in_single(p: dict[str, Any], times: Any, insulin: Any) -> dict[str, Any]:
+    """Lanes in float32."""
+    *given, insulin = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), (p, times, insulin))
+    run = in_lanes(minimal_model, Insulin(insulin=insulin), "glucose")
+
+    def single() -> Any:
+        with jax.enable_x64(False):
+            return run(*given)
+
+    return {"dtwin_jax, lanes, float32": single}
+
+
+def told(figures: dict[str, Any]) -> dict[str, Any]:
+    """Without the compilation of what is compiled elsewhere, or not at all."""
+    for name in figures.keys() & {CPP, LSODA, "SciPy LSODA"}:
+        del figures[name]["compile_cpu_s"]
+    return figures
 
 
 def glucose_alone() -> dict[str, Any]:
@@ -395,9 +424,13 @@ def glucose_alone() -> dict[str, Any]:
             minimal_model, assign(minimal_model.params(), p), Insulin(insulin=insulin), times
         ).output.glucose[None]
     )
-    calls = called(
-        {"dtwin_jax, lanes": in_lanes(minimal_model, Insulin(insulin=insulin), "glucose")}, p, times
+    given = assign(jax.tree.map(lambda leaf: np.full(1, leaf), minimal_model.params()), p)
+    cohort = lambda p, times: (
+        simulate_cohort(  # noqa: E731
+            minimal_model, p, Insulin(insulin=insulin), times, in_axes=(0, None, None)
+        ).output.glucose
     )
+    calls = called({"dtwin_jax, lanes": cohort}, given, times) | called(in_cpp(insulin), p, times)
     calls |= called(
         {
             "dtwin_jax, solver": solved,
@@ -406,7 +439,7 @@ def glucose_alone() -> dict[str, Any]:
         one,
         times,
     )
-    return compared(calls, glucose_exactly(p, times, insulin), repeats=20)
+    return told(compared(calls, glucose_exactly(p, times, insulin), repeats=20))
 
 
 def glucose_large(count: int) -> dict[str, Any]:
@@ -417,7 +450,8 @@ def glucose_large(count: int) -> dict[str, Any]:
         "dtwin_jax, lanes": in_lanes(minimal_model, Insulin(insulin=insulin), "glucose"),
         BY_HAND: jax.jit(by_hand),
     }
-    return compared(called(calls, p, times), glucose_exactly(p, times, insulin), rounds=2)
+    calls = called(calls | in_cpp(insulin), p, times) | in_single(p, times, insulin)
+    return told(compared(calls, glucose_exactly(p, times, insulin), rounds=3))
 
 
 def stiff(faster: float) -> dict[str, Any]:
@@ -439,10 +473,10 @@ def stiff(faster: float) -> dict[str, Any]:
             "dtwin_jax, lanes, Tsit5": in_lanes(explicit, NoInputs(), "drug"),
             "Diffrax by hand, Tsit5": binding_by_hand(diffrax.Tsit5),
         }
+    compiled = binding_by_numbalsoda(names, RTOL, ATOL)
+    calls |= {} if compiled is None else {LSODA: compiled}
     calls = called(calls, p, times) | called({"SciPy LSODA": binding_by_scipy}, apart, times)
-    figures = compared(calls, binding_tightly(apart[:CHECKED], times), rounds=3)
-    del figures["SciPy LSODA"]["compile_cpu_s"]  # nothing is compiled
-    return figures
+    return told(compared(calls, binding_tightly(apart[:CHECKED], times), rounds=3))
 
 
 def meals_of(scenarios: int) -> tuple[Any, Any, Any]:

@@ -101,13 +101,13 @@ def simulate_cohort(  # noqa: PLR0913
     size = count if traced else _rounded(count, 1 if mesh is None else mesh.size)
     keys = None if key is None else jax.random.split(key, size)
     if size == count and mesh is None:
-        return _solved(how, leaves, keys, jnp.asarray(count), cycles, mesh)
+        return _solved(how, leaves, keys, np.asarray(count), cycles, mesh)
     # By NumPy: of another size, JAX would compile the padding and the cutting anew.
     rows = np.minimum(np.arange(size), count - 1)
     leaves = [leaf if alone else np.asarray(leaf)[rows] for leaf, alone in zip(leaves, shared, strict=True)]
     if mesh is not None:
         leaves = place(mesh, leaves, shared)
-    found = _solved(how, leaves, keys, jnp.asarray(count), cycles, mesh)
+    found = _solved(how, leaves, keys, np.asarray(count), cycles, mesh)
     return jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf)[:count]), found)
 
 
@@ -136,7 +136,7 @@ def _flattened(trees: Any, axes: Any) -> tuple[list[Any], tuple[bool, ...], Any]
     nothing = lambda node: node is None  # noqa: E731
     # As text, for doses without rules hold a None that is no leaf.
     spread = jax.tree.map(
-        lambda axis, tree: jax.tree.map(lambda _: str(axis), tree), axes, trees, is_leaf=nothing
+        lambda axis, tree: (str(axis),) * len(jax.tree.leaves(tree)), axes, trees, is_leaf=nothing
     )
     found = jax.tree.leaves(spread)
     if any(axis not in ("0", "None") for axis in found):

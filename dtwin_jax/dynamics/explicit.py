@@ -42,7 +42,7 @@ class Explicit:
 
     def curve(self, y: Any, h: Any, stages: Any) -> list[Any]:
         """The state within the step, a polynomial of its share: coefficients from the constant up."""
-        weights = _interpolant(self.method)
+        weights = weights_within(self.method)
         return [y, *(_sum(None, h, column, stages) for column in weights.T[1:])]
 
 
@@ -59,7 +59,7 @@ def _sum(y: Any, h: Any, weights: Any, stages: list[Any]) -> Any:
 
 
 @functools.cache
-def _interpolant(method: Callable[[], Any]) -> np.ndarray:
+def weights_within(method: Callable[[], Any]) -> np.ndarray:
     """Polynomials of the share of a step, (stage, coefficient from the constant up), that weigh the stages.
 
     Read from Diffrax's interpolation: its value for stages that are unit vectors is the weights.
