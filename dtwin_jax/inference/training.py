@@ -173,7 +173,7 @@ class Progress(eqx.Module):
 def begin(task: Task, at: Weights, key: Any) -> Progress:
     """Nothing done yet."""
     zero = jnp.asarray(0)
-    return Progress(
+    made = Progress(
         at=at,
         memory=task.optimiser.init(_tree(at)),
         best=at,
@@ -186,6 +186,8 @@ def begin(task: Task, at: Weights, key: Any) -> Progress:
         waited=zero,
         done=zero,
     )
+    # A step makes strong types of weak ones: begun with these, a second program would be compiled after it.
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, leaf.dtype) if eqx.is_array(leaf) else leaf, made)
 
 
 def _tree(at: Weights) -> Any:

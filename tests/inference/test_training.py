@@ -45,6 +45,19 @@ def test_early_stopping_keeps_what_is_best_for_the_patients_held_out():
     assert level == pytest.approx(3.0, abs=0.1)
 
 
+def test_all_steps_share_one_program(monkeypatch):
+    seen = []
+
+    def told(*args):
+        seen.append([jax.typeof(leaf) for leaf in jax.tree.leaves(args[-1])])
+        return advance(*args)
+
+    advance = module.advance
+    monkeypatch.setattr(module, "advance", told)
+    run(cohort(ROWS), steps=50)
+    assert len(seen) == 2 and seen[0] == seen[1]
+
+
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
     return run(cohort(ROWS), batch=2, steps=12, checkpoint=tmp_path_factory.mktemp("kept") / "whole")
