@@ -73,8 +73,13 @@ def _title(row: Summary) -> str:
     name = row.name if row.patient is None else f"{row.name}, {row.patient}"
     name = name if len(name) <= 24 else f"{name[:23]}…"
     ess = np.fmin(row.ess_bulk, row.ess_tail)
-    facts = f"R̂ {row.r_hat:.3f} · ESS {ess:.0f}" if np.isfinite(ess) else "does not vary"
+    facts = f"R̂ {row.r_hat:.3f} · ESS {ess:.0f}" if np.isfinite(ess) else _without(row)
     return f"{escape(name)}<br><span style='font-size:10px;color:{MUTED}'>{facts}</span>"
+
+
+def _without(row: Summary) -> str:
+    """Why there is no R-hat: draws of a guide are of no chain."""
+    return "draws of no chain" if row.sd > 1e-14 * abs(row.mean) else "does not vary"
 
 
 def _rank_panel(fig: Figure, index: int, draws: np.ndarray) -> None:

@@ -120,7 +120,7 @@ def overall(checks: Sequence[Check]) -> Check:
     if any(check.verdict == "unknown" for check in checks):
         return Check("", "Not fully checked", "unknown", "Some checks could not be made: see below.")
     return Check(
-        "", "All checks passed", "good", "The chains agree and the model reproduces what was measured."
+        "", "All checks passed", "good", "The draws can be used, and the model reproduces what was measured."
     )
 
 
