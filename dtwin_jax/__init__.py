@@ -49,6 +49,7 @@ _HOME = {
     "inference.fit": ("Fit", "fit"),
     "inference.laplace": ("Laplace",),
     "inference.loo": ("leave_one_out",),
+    "inference.mixture": ("Mixture",),
     "inference.nuts": ("Nuts",),
     "inference.occasions": ("Occasions",),
     "inference.population": ("Covariate", "Population"),
