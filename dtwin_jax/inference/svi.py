@@ -72,6 +72,10 @@ class Svi:
         for name in ("draws", "proposals", "batch", "samples", "nodes", "block", "max_steps", "candidates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Svi: {name} must be at least 1, found {getattr(self, name)}")
+        if self.max_steps < self.block:
+            raise ValueError(
+                f"Svi: max_steps must be at least a block of {self.block}, found {self.max_steps}"
+            )
         for name in ("rate", "tolerance", "k_limit"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"Svi: {name} must be positive, found {getattr(self, name)}")
@@ -140,7 +144,8 @@ class Variational:
         nodes = max(method.nodes, min(_NODES, _ALL // len(self.cohort)))
         random = patients, jnp.zeros(len(other), int)
         joined, *_ = integrals(joint, nodes, data, place, guide, other, random)
-        weights, k = smoothed((np.asarray(joined) - log_other)[None])
+        ratio = np.asarray(joined) - log_other
+        weights, k = smoothed(np.where(np.isnan(ratio), -np.inf, ratio)[None])
         trusted = bool(k[0] <= method.k_limit)
         if trusted:
             (psi,) = resampled(other[None], weights, keys[2][None], method.draws)

@@ -252,5 +252,7 @@ def test_what_it_cannot_do_is_refused(tmp_path):
         calibrate(POPULATION, people, key=key, method=Svi(), mesh=jax.make_mesh((1,), ("patient",)))
     with pytest.raises(ValueError, match="Svi: batch must be at least 1, found 0"):
         Svi(batch=0)
+    with pytest.raises(ValueError, match="Svi: max_steps must be at least a block of 100, found 50"):
+        Svi(max_steps=50)
     with pytest.raises(ValueError, match="Svi: rate must be positive, found nan"):
         Svi(rate=float("nan"))
