@@ -55,6 +55,9 @@ def loss_in_lanes(p, inputs):
     return weighed(found.output)
 
 
+slopes_in_lanes = jax.jit(jax.grad(loss_in_lanes, argnums=(0, 1)))
+
+
 def loss_one_by_one(p, inputs):
     """By the closed form, which JAX differentiates by itself."""
     one = lambda p, inputs: simulate(late_exact, p, inputs, TIMES).output  # noqa: E731
@@ -73,33 +76,33 @@ def same(found, wanted, rtol=1e-6):
 
 def test_gradient_equals_that_of_the_closed_form():
     """By parameters, amounts, times and durations of doses of every patient and an input that all share."""
-    found = jax.grad(loss_in_lanes, argnums=(0, 1))(tree(Params()), doses())
-    wanted = jax.grad(loss_one_by_one, argnums=(0, 1))(tree(Params()), doses())
+    found = slopes_in_lanes(tree(Params()), doses())
+    wanted = jax.jit(jax.grad(loss_one_by_one, argnums=(0, 1)))(tree(Params()), doses())
     assert all(np.any(np.abs(leaf) > 1e-3) for leaf in jax.tree.leaves(replace(wanted[0], sd=1.0)))
     same(found, wanted)
 
 
 def test_gradient_equals_finite_differences():
     p, inputs = tree(Params()), doses()
-    slope = jax.jit(jax.grad(loss_in_lanes))(p, inputs)
+    slope, _ = slopes_in_lanes(p, inputs)
+    loss = jax.jit(loss_in_lanes)
     for name in ("k", "lag", "duration"):
         value, step = getattr(p, name), 1e-4
 
         def at(shift, name=name, value=value):
-            return float(loss_in_lanes(assign(p, {name: value.at[2].add(shift)}), inputs))
+            return float(loss(assign(p, {name: value.at[2].add(shift)}), inputs))
 
         found = (8 * (at(step) - at(-step)) - at(2 * step) + at(-2 * step)) / (12 * step)
         np.testing.assert_allclose(found, getattr(slope, name)[2], rtol=1e-6, atol=1e-7)
 
 
 def test_both_modes_give_one_jacobian():
-    inputs = doses()
+    p, inputs = tree(Params()), doses()
 
-    def outputs(k, model=late):
-        return simulate_cohort(model, replace(tree(Params()), k=k), inputs, TIMES, in_axes=AXES).output.amount
+    def outputs(k):
+        return simulate_cohort(late, replace(p, k=k), inputs, TIMES, in_axes=AXES).output.amount
 
-    k = tree(Params()).k
-    forward, reverse = jax.jacfwd(outputs)(k), jax.jacrev(outputs)(k)
+    forward, reverse = jax.jit(jax.jacfwd(outputs))(p.k), jax.jit(jax.jacrev(outputs))(p.k)
     np.testing.assert_allclose(reverse, forward, rtol=1e-12, atol=1e-12)
     # Nobody depends on another's parameters.
     others = ~np.eye(COUNT, dtype=bool)[:, None, :].repeat(len(TIMES), axis=1)
@@ -112,7 +115,7 @@ def test_curvature_is_forward_over_reverse():
     def of(loss):
         return lambda scale: loss(replace(p, k=p.k * scale[0], F=p.F * scale[1]), inputs)
 
-    found, wanted = (jax.hessian(of(loss))(jnp.ones(2)) for loss in (loss_in_lanes, loss_one_by_one))
+    found, wanted = (jax.jit(jax.hessian(of(loss)))(jnp.ones(2)) for loss in (loss_in_lanes, loss_one_by_one))
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
@@ -136,7 +139,7 @@ def test_gradient_of_other_methods_by_shared_parameters_in_blocks(method):
         one = lambda p: simulate(tight, p, glucose, times).output.glucose  # noqa: E731
         return jnp.sum(jnp.log(jax.vmap(one, in_axes=(axes,))(assign(p, own))) ** 2)
 
-    same(jax.grad(lanes)(own), jax.grad(alone)(own))
+    same(jax.jit(jax.grad(lanes))(own), jax.jit(jax.grad(alone))(own))
 
 
 def test_few_patients_have_both_modes():
@@ -149,9 +152,11 @@ def test_few_patients_have_both_modes():
         return found.output.amount
 
     one = lambda k: simulate(exact, replace(Params(), k=k), inputs, TIMES).output.amount  # noqa: E731
-    for found in (jax.jacfwd(outputs)(p.k), jax.jacrev(outputs)(p.k)):
-        for i, k in enumerate(p.k):
-            np.testing.assert_allclose(found[i, :, i], jax.jacfwd(one)(k), rtol=1e-7, atol=1e-9)
+    wanted = jax.jit(jax.vmap(jax.jacfwd(one)))(p.k)
+    for mode in (jax.jacfwd, jax.jacrev):
+        found = jax.jit(mode(outputs))(p.k)
+        for i, slope in enumerate(wanted):
+            np.testing.assert_allclose(found[i, :, i], slope, rtol=1e-7, atol=1e-9)
 
 
 def test_a_patient_who_fails_spoils_no_gradient():
@@ -167,7 +172,7 @@ def test_a_patient_who_fails_spoils_no_gradient():
     start = jnp.array([0.1, 1.0, 0.2, 0.3])
     wanted = 1.0 / (1.0 - jnp.outer(start, times)) ** 2
     wanted = jnp.sum(wanted.at[1, 2].set(0.0), axis=1)
-    np.testing.assert_allclose(jax.grad(loss)(start), wanted, rtol=1e-4)
+    np.testing.assert_allclose(jax.jit(jax.grad(loss))(start), wanted, rtol=1e-4)
 
 
 class ManyParams(eqx.Module):
