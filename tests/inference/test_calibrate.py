@@ -275,12 +275,14 @@ def test_file_that_is_absent_is_named(tmp_path):
 
 
 def test_few_draws_are_told_and_a_predictor_that_cannot_be_imported_must_be_passed(tmp_path):
-    local = replace(linear_health, name="written_here")
+    local = replace(line, name="written_here")
     # Two chains of twenty draws: the parameters of whom nothing can be said are named.
     with pytest.warns(CalibrationWarning) as said:
-        made = calibrate(local, COHORT, key=jax.random.key(0), priors=PRIORS, method=FEW, progress=False)
+        made = calibrate(local, LINES, key=jax.random.key(0), method=FEW, progress=False)
     sentences = [str(one.message) for one in said]
-    assert any(re.match(r"(gamma|H0)\[[abc]\]: (R-hat|effective sample size) is", one) for one in sentences)
+    assert any(
+        re.match(r"(level|slope|sd)\[p[012]\]: (R-hat|effective sample size) is", one) for one in sentences
+    )
     assert json.loads(made.attrs["warnings"]) == sentences
     path = save(made, tmp_path / "local.nc")
     with pytest.raises(ResultError, match="pass predictor="):
