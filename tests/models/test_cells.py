@@ -110,19 +110,23 @@ SPECIAL = {
 }
 
 
+@functools.cache
+def rates(name):
+    """Of each state at a voltage, and how they move with it."""
+    model = CATALOGUE[name]
+    p = model.params()
+
+    def rate(v):
+        return model.drift(jnp.asarray(0.0), replace(model.init(p), V=v), model.inputs(), p)
+
+    return jax.jit(lambda v: (rate(v), jax.jacfwd(rate)(v)))
+
+
 @pytest.mark.parametrize(
     ("name", "voltage"), [(name, voltage) for name, several in SPECIAL.items() for voltage in several]
 )
 def test_rates_are_smooth_where_the_formulas_are_0_over_0(name, voltage):
-    model = CATALOGUE[name]
-    p = model.params()
-    x = model.init(p)
-
-    def rate(v):
-        return model.drift(jnp.asarray(0.0), replace(x, V=v), model.inputs(), p)
-
-    at, beside = rate(jnp.asarray(voltage)), rate(jnp.asarray(voltage + 1e-6))
-    slope = jax.jacfwd(rate)(jnp.asarray(voltage))
+    (at, slope), (beside, _) = rates(name)(voltage), rates(name)(voltage + 1e-6)
     for part, value in values(at).items():
         assert np.isfinite(value) and np.isfinite(getattr(slope, part)), part
         if voltage not in (-40.0, -100.0):

@@ -219,18 +219,17 @@ RARE = {
 }
 
 
+@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.value_and_grad, argnums=(1, 2))
+def last(model, p, u):
+    found = simulate(model, p, u, jnp.asarray([30.0, 100.0])).output
+    return sum(jnp.sum(each) for each in jax.tree.leaves(found))
+
+
 @pytest.mark.parametrize("name", RARE)
 def test_rare_courses_are_finite(name):
     model, p, u = RARE[name]
-    p, u = replace(model.params(), **p), replace(model.inputs(), **u)
-
-    def last(p, u):
-        return sum(
-            jnp.sum(each)
-            for each in jax.tree.leaves(simulate(model, p, u, jnp.asarray([30.0, 100.0])).output)
-        )
-
-    value, gradient = jax.jit(jax.value_and_grad(last, argnums=(0, 1)))(p, u)
+    value, gradient = last(model, replace(model.params(), **p), replace(model.inputs(), **u))
     assert np.isfinite(value) and all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))
 
 

@@ -181,6 +181,12 @@ def test_nothing_is_lost_where_nothing_is_cleared():
     np.testing.assert_allclose(total, [60.0, 100.0], rtol=1e-4)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.value_and_grad, argnums=(1, 2))
+def last(model, p, u, times):
+    return sum(jnp.sum(each) for each in jax.tree.leaves(simulate(model, p, u, times).output))
+
+
 @pytest.mark.parametrize(
     ("model", "p", "u", "span"),
     [
@@ -195,12 +201,8 @@ def test_nothing_is_lost_where_nothing_is_cleared():
     ids=["fast", "feast refused", "no stress", "great stress", "dark", "stopped clock", "nothing given"],
 )
 def test_rare_courses_are_finite(model, p, u, span):
-    def last(p, u):
-        out = simulate(model, p, u, jnp.asarray([span])).output
-        return sum(jnp.sum(each) for each in jax.tree.leaves(out))
-
     p, u = replace(model.params(), **p), replace(model.inputs(), **u)
-    value, gradient = jax.jit(jax.value_and_grad(last, argnums=(0, 1)))(p, u)
+    value, gradient = last(model, p, u, jnp.asarray([span]))
     assert np.isfinite(value)
     for name, slope in values(gradient[0]).items():
         assert np.isfinite(slope), name
