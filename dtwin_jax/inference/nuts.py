@@ -14,10 +14,11 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 
 from dtwin_jax.inference.density import standard_promotion
 from dtwin_jax.inference.population import PatientDensity
-from dtwin_jax.inference.start import potential_energy, starting_points
+from dtwin_jax.inference.start import coordinates, flat_energy, starting_points
 
 # Up to so many parameters of a patient, a few hundred draws of warm-up tell how they hang together.
 FEW = 16
@@ -61,9 +62,7 @@ class Nuts:
 def _kernel(density: Any, method: Nuts) -> tuple[Callable, Callable]:
     from numpyro.infer.hmc import hmc
 
-    init, sample = hmc(
-        potential_fn_gen=lambda *data: functools.partial(potential_energy, density, data), algo="NUTS"
-    )
+    init, sample = hmc(potential_fn_gen=lambda *data: flat_energy(density, data), algo="NUTS")
 
     def start(data, z, key, metric):
         return init(
@@ -91,7 +90,8 @@ def first_state(density: Any, method: Nuts, data: tuple, keys: Any) -> Any:
     """Sampler states of all lanes before the first iteration; `keys` has a lane axis."""
     keys = jax.vmap(jax.random.split)(keys)
     dense = is_dense(density, method)
-    points, metrics = starting_points(density, data, keys[:, 0], method.candidates, dense)
+    (z, energy, slope), metrics = starting_points(density, data, keys[:, 0], method.candidates, dense)
+    points = _vectors(z), energy, _vectors(slope)
     return state_at(density, method, data, (points, metrics, keys[:, 1], jnp.zeros(len(keys), int)))
 
 
@@ -103,7 +103,7 @@ def state_at(density: Any, method: Nuts, data: tuple, lanes: tuple) -> Any:
         method: the settings.
         data: its arguments.
         lanes: points, metrics, keys, and iterations of warm-up done, each with a lane axis; of a point the
-            unbounded coordinates, their potential energy and its slope.
+            vector of unbounded coordinates, their potential energy and its slope.
     """
     from numpyro.infer.hmc_util import build_adaptation_schedule, dual_averaging
     from numpyro.infer.util import ParamInfo
@@ -131,15 +131,21 @@ def settling(method: Nuts) -> int:
 
 
 def points_at(density: Any, method: Nuts, data: tuple, z: Any) -> tuple[Any, Any, Any]:
-    """The points of `state_at` at unbounded coordinates with a lane axis."""
-    return z, *jax.vmap(jax.value_and_grad(lambda z: potential_energy(density, data, z)))(z)
+    """The points of `state_at` at named unbounded coordinates with a lane axis."""
+    flat = _vectors(z)
+    return flat, *jax.vmap(jax.value_and_grad(flat_energy(density, data)))(flat)
+
+
+def _vectors(z: dict[str, Any]) -> Any:
+    """(lane, coordinate) of what has names and a lane axis."""
+    return jax.vmap(lambda one: ravel_pytree(one)[0])(z)
 
 
 def advance(density: Any, method: Nuts, data: tuple, state: Any) -> tuple[Any, tuple]:
     """`method.block` iterations of every lane.
 
     Returns:
-        The next state; unbounded draws and statistics with leading axes (lane, iteration).
+        The next state; unbounded draws by name and statistics, with leading axes (lane, iteration).
     """
     start, sample = _kernel(density, method)
 
@@ -159,7 +165,8 @@ def advance(density: Any, method: Nuts, data: tuple, state: Any) -> tuple[Any, t
 
         return jax.lax.scan(step, state, None, length=method.block)
 
-    return jax.vmap(lane)(state)
+    state, (z, stats) = jax.vmap(lane)(state)
+    return state, (jax.vmap(jax.vmap(coordinates(density, data)))(z), stats)
 
 
 def _over_patients(function: Callable, patients: bool) -> Callable:

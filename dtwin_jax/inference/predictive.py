@@ -98,13 +98,14 @@ def evaluate(density: Any, base: Any, cohort: Cohort, theta: np.ndarray, key: An
     flat = jnp.asarray(theta.reshape(-1, *theta.shape[-2:]))
     names = density.names
     record, keys = jax.tree.map(jnp.asarray, cohort.record), jax.random.split(key, flat.shape[0])
-    found = _evaluated(density.predictor, names, base, record, flat, keys, cohort.numbers)
+    found = evaluated(density.predictor, names, base, record, flat, keys, cohort.numbers)
     return jax.tree.map(lambda leaf: np.asarray(leaf).reshape(*leading, *leaf.shape[1:]), found)
 
 
 @functools.partial(jax.jit, static_argnames=("f", "names"))
 @standard_promotion
-def _evaluated(f: Any, names: tuple, base: Any, record: Record, theta: Any, keys: Any, numbers: Any) -> tuple:
+def evaluated(f: Any, names: tuple, base: Any, record: Record, theta: Any, keys: Any, numbers: Any) -> tuple:
+    """Compiled `evaluate`: theta (draw, patient, name), keys (draw,), the patients' numbers (patient,)."""
     draws, patients, _ = theta.shape
     # Draws of all patients are solved together, so many that a block is worth it.
     side = max(min(_POINTS // patients, draws), 1)

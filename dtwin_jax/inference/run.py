@@ -23,9 +23,12 @@ from dtwin_jax.inference.devices import everywhere, spans_processes, spread
 from dtwin_jax.inference.hosts import agree, of_process_0
 from dtwin_jax.inference.nuts import Nuts
 from dtwin_jax.inference.predictive import constrained
+from dtwin_jax.inference.start import coordinates
 
 # Iterations of the first round of a warm-up.
 FIRST = 100
+# Another number wherever what is saved of a sampler's state has changed.
+_LAYOUT = 2
 
 # Called after every block that was sampled and is on disk; what it raises ends the calibration, which can be
 # gone on with. This is how a process that is told to end leaves nothing half done.
@@ -99,8 +102,10 @@ class Run:
         method, axis, dense = self.method, 2 if patients else 1, nuts.is_dense(self.density, self.method)
         settling, rounds = self._rounds()
         begin, lanes = nuts.start, keys
+        # What a round learns follows from the blocks before it, but for last bits, which may differ.
+        made = self._fingerprint(base, record, keys)
         for number, count in enumerate(rounds):
-            stage = (f"{name}-warmup-{number}", count)
+            stage = (f"{name}-warmup-{number}", count, made)
             state, blocks = self._run_blocks((base, record, centring), lanes, patients, stage, bar, begin)
             z, _ = self._joined(blocks, axis, slice(count * method.block // 2, None))
             points = jax.tree.map(np.asarray, (state.z, state.potential_energy, state.z_grad))
@@ -111,7 +116,7 @@ class Run:
             done = max(method.warmup - settling - method.block * sum(rounds[number + 1 :]), 0)
             lanes = (points, metric, _next(keys, number), jnp.full(keys.shape, done))
             begin = nuts.start_at
-        stage = (name, self._last(settling))
+        stage = (name, self._last(settling), made)
         _, blocks = self._run_blocks((base, record, centring), lanes, patients, stage, bar, begin)
         return (*self._joined(blocks, axis, slice(settling, settling + method.draws)), centring)
 
@@ -121,6 +126,7 @@ class Run:
         state = self._started(nuts.start, False, placed, lanes)
         here = jax.tree.map(np.asarray, (state.z, state.adapt_state.inverse_mass_matrix))
         base, record, centring = data
+        here = jax.vmap(coordinates(self.density, data))(here[0]), here[1]
         return self._same(first_centring(self.density, base, record, here, centring))
 
     def _recentred(self, data: tuple, z: dict) -> tuple[Any, dict, tuple]:
@@ -159,14 +165,14 @@ class Run:
         data: tuple,
         lanes: Any,
         patients: bool,
-        stage: tuple[str, int],
+        stage: tuple[str, int, str],
         bar: Any,
         begin: Callable,
     ) -> tuple[Any, list]:
-        """The last state and the blocks of a stage (its name, how many): those on disk, then new ones."""
-        name, count = stage
+        """The last state and the blocks of a stage (its name, how many, what it is made from): those on disk,
+        then new ones."""
+        name, count, fingerprint = stage
         folder = None if self.checkpoint is None else self.checkpoint / name
-        fingerprint = self._fingerprint(data, lanes)
         store = _Store(folder, fingerprint)
         saved, blocks = store.restore()
         if self._together:
@@ -214,9 +220,10 @@ class Run:
             lowered = function.lower(self.density, self.method, patients, data, lanes)
             agree("the compiled program", lowered.as_text(), "Set PYTHONHASHSEED=0 and use equal versions.")
 
-    def _fingerprint(self, data: tuple, lanes: Any) -> str:
-        digest = hashlib.sha256(f"{_described(self.density)} {self.method!r} {jax.__version__}".encode())
-        for leaf in jax.tree.leaves((data, lanes)):
+    def _fingerprint(self, base: Any, record: Any, keys: Any) -> str:
+        told = f"{_LAYOUT} {_described(self.density)} {self.method!r} {jax.__version__}"
+        digest = hashlib.sha256(told.encode())
+        for leaf in jax.tree.leaves((base, record, keys)):
             secret = jnp.issubdtype(jnp.asarray(leaf).dtype, jax.dtypes.prng_key)
             digest.update(np.ascontiguousarray(jax.random.key_data(leaf) if secret else leaf).tobytes())
         return digest.hexdigest()

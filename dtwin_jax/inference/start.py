@@ -4,14 +4,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
+
+from dtwin_jax.inference.density import standard_promotion
 
 # Draws looked at side by side, and points climbed from.
 LANES = 8
 _RATE = 0.05
 # Prior draws of which the median is what is typical.
-_TYPICAL = 1024
+_TYPICAL = 256
 # Of a coordinate, to either side of a point, for the curvature there: far below the spread of a posterior,
 # far above what the tolerance of a solver moves.
 _NUDGE = 1e-3
@@ -22,6 +25,23 @@ def potential_energy(density: Any, data: tuple, z: dict[str, Any]) -> Any:
     from numpyro.infer.util import potential_energy
 
     return potential_energy(density, data, {}, z)
+
+
+@standard_promotion
+def coordinates(density: Any, data: tuple) -> Any:
+    """From the vector of all unbounded coordinates to name -> value.
+
+    As one vector a sampler or a climb treats them at once, where a program for each name would take several
+    times as long to compile.
+    """
+    like = jax.eval_shape(lambda: _draw(density, data, jax.random.key(0)))
+    return ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like))[1]
+
+
+def flat_energy(density: Any, data: tuple) -> Any:
+    """`potential_energy` of the vector of all coordinates."""
+    named = coordinates(density, data)
+    return lambda flat: potential_energy(density, data, named(flat))
 
 
 def starting_points(
@@ -37,39 +57,39 @@ def starting_points(
         Unbounded point, its potential energy and gradient, with leading axis (lane,); and a first
         guess of the covariance about it: (lane, coordinate, coordinate) if `dense`, else its diagonal.
     """
-
+    rounds = -(-count // LANES)
+    own = jax.vmap(lambda key: jax.random.split(key, rounds * LANES))(keys).reshape(-1)
     # Points compare only where what is held is equal, and at what is typical of it: with one scatter between
     # patients small by chance, a mode that needs little of that one looks the better.
-    many = jax.random.split(jax.random.key(0), _TYPICAL)
-    typical = jax.vmap(lambda k: _draw(density, data, k))(many) if density.held else {}
-    level = {name: jnp.median(typical[name]) for name in density.held}
+    many = jax.random.split(jax.random.key(0), _TYPICAL if density.held else 0)
+    drawn = jax.vmap(lambda key: _draw(density, data, key))(jnp.concatenate([own, many]))
+    held = np.concatenate([np.full(drawn[name][0].size, name in density.held) for name in sorted(drawn)])
+    flat, places = jax.vmap(lambda one: ravel_pytree(one)[0])(drawn), np.flatnonzero(held)
+    if len(places):
+        typical = jnp.median(flat[len(own) :, places], axis=0)
+        flat = flat.at[:, places].set(typical)
+    drawn = flat[: len(own)].reshape(len(keys), rounds, LANES, len(held))
+    best, covariance = jax.vmap(lambda each: _descend(density, data, each, held, dense))(drawn)
+    named = jax.vmap(coordinates(density, data))
+    return (named(best[0]), best[1], named(best[2])), covariance
 
-    def search(key: Any) -> tuple:
-        rounds = -(-count // LANES)
-        drawn = jax.vmap(lambda k: _draw(density, data, k))(jax.random.split(key, rounds * LANES))
-        held = {name: jnp.broadcast_to(at, drawn[name].shape) for name, at in level.items()}
-        drawn = jax.tree.map(lambda leaf: leaf.reshape(rounds, LANES, *leaf.shape[1:]), drawn | held)
-        return _descend(density, data, drawn, rounds, dense)
 
-    return jax.vmap(search)(keys)
-
-
-def _descend(density: Any, data: tuple, drawn: Any, rounds: int, dense: bool) -> tuple[tuple, Any]:
+def _descend(density: Any, data: tuple, drawn: Any, held: Any, dense: bool) -> tuple[tuple, Any]:
     """The best point of all lanes, each first among its draws, then along a climb from the best of those.
 
-    What the density says is held stays as it is during the climb. Draws, climb and what the curvature is told
-    from share one loop, and so one compiled copy of the solver and its derivative.
+    What is `held` (coordinate,) stays as it is during the climb. Draws (round, LANES, coordinate), climb and
+    what the curvature is told from share one loop, and so one compiled copy of the solver and its derivative.
 
     Returns:
         Point, energy and slope; covariance, or its diagonal.
     """
     optimiser = optax.adam(_RATE)
-    slope_at = jax.vmap(jax.value_and_grad(lambda z: potential_energy(density, data, z)))
-    first = jax.tree.map(lambda leaf: leaf[0], drawn)
-    start = (first, jnp.full((LANES,), jnp.inf), jax.tree.map(jnp.zeros_like, first))
+    slope_at = jax.vmap(jax.value_and_grad(flat_energy(density, data)))
+    rounds, first = len(drawn), drawn[0]
+    start = (first, jnp.full((LANES,), jnp.inf), jnp.zeros_like(first))
     memory = optimiser.init(first)
     searched = rounds + density.climb
-    nudges, unravel = _nudges(first)
+    nudges = _nudges(first.shape[1])
 
     def step(carry, i):
         at, moment, best = carry
@@ -80,20 +100,16 @@ def _descend(density: Any, data: tuple, drawn: Any, rounds: int, dense: bool) ->
         turn = i + 1 == rounds
         base, _, push = _where(turn, best, here)
         moment = _where(turn, memory, moment)
-        push = {name: jnp.nan_to_num(g) * (name not in density.held) for name, g in push.items()}
-        moved, moment = optimiser.update(push, moment, base)
-        climbed = optax.apply_updates(base, moved)
-        following = jax.tree.map(lambda leaf: leaf[jnp.minimum(i + 1, rounds - 1)], drawn)
-        following = _where(i + 1 < rounds, following, climbed)
-        apart = unravel(nudges[jnp.clip(i + 1 - searched, 0, len(nudges) - 1)])
-        nudged = jax.tree.map(lambda leaf, d: leaf[None] + d, _least(best)[0], apart)
-        following = _where(i + 1 < searched, following, nudged)
+        moved, moment = optimiser.update(jnp.where(held, 0.0, jnp.nan_to_num(push)), moment, base)
+        following = drawn[jnp.minimum(i + 1, rounds - 1)]
+        following = jnp.where(i + 1 < rounds, following, optax.apply_updates(base, moved))
+        apart = nudges[jnp.clip(i + 1 - searched, 0, len(nudges) - 1)]
+        following = jnp.where(i + 1 < searched, following, _least(best)[0] + apart)
         return (following, moment, best), slope
 
     steps = jnp.arange(searched + len(nudges))
     (_, _, best), slopes = jax.lax.scan(step, (first, memory, start), steps)
-    about = jax.tree.map(lambda leaf: leaf[searched:], slopes)
-    return _least(best), _covariance(about, dense)
+    return _least(best), _covariance(slopes[searched:], dense)
 
 
 def _least(best: tuple) -> tuple:
@@ -102,16 +118,14 @@ def _least(best: tuple) -> tuple:
     return jax.tree.map(lambda leaf: leaf[chosen], best)
 
 
-def _nudges(points: Any) -> tuple[Any, Any]:
-    """Moves up and down each coordinate, (round, LANES, coordinate); and points (LANES,) from a round."""
-    one, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], points))
+def _nudges(count: int) -> Any:
+    """Moves up and down each of the coordinates, (round, LANES, coordinate)."""
     moves = (
-        jnp.repeat(_NUDGE * jnp.eye(one.size), 2, axis=0)
-        * jnp.tile(jnp.asarray([1.0, -1.0]), one.size)[:, None]
+        jnp.repeat(_NUDGE * jnp.eye(count), 2, axis=0) * jnp.tile(jnp.asarray([1.0, -1.0]), count)[:, None]
     )
-    rounds = -(-2 * one.size // LANES)
-    filled = jnp.concatenate([moves, jnp.zeros((rounds * LANES - 2 * one.size, one.size))])
-    return filled.reshape(rounds, LANES, one.size), jax.vmap(unravel)
+    rounds = -(-2 * count // LANES)
+    filled = jnp.concatenate([moves, jnp.zeros((rounds * LANES - 2 * count, count))])
+    return filled.reshape(rounds, LANES, count)
 
 
 def _covariance(slopes: Any, dense: bool) -> Any:
@@ -120,8 +134,8 @@ def _covariance(slopes: Any, dense: bool) -> Any:
     Where the energy is flat or bends down, and where a slope is not finite, the spread is 1 as for want of
     knowledge: never more, since a prior that is wider would make a first step that solves fail at.
     """
-    count = sum(leaf[0, 0].size for leaf in jax.tree.leaves(slopes))
-    flat = jax.vmap(jax.vmap(lambda slope: ravel_pytree(slope)[0]))(slopes).reshape(-1, count)
+    count = slopes.shape[-1]
+    flat = slopes.reshape(-1, count)
     up, down = flat[0 : 2 * count : 2], flat[1 : 2 * count : 2]
     curvature = (up - down) / (2 * _NUDGE)
     known = jnp.all(jnp.isfinite(curvature))

@@ -30,7 +30,7 @@ from dtwin_jax.inference.diagnostics import CalibrationWarning
 from dtwin_jax.inference.hosts import join_hosts
 from dtwin_jax.inference.population import Covariate, Population, density_of
 from dtwin_jax.inference.result import save
-from dtwin_jax.inference.start import potential_energy
+from dtwin_jax.inference.start import coordinates, potential_energy
 
 jax.config.update("jax_enable_x64", True)
 if "JAX_PROCESS_ID" in os.environ:
@@ -76,11 +76,9 @@ def slopes(population: Population, people: Any, mesh: Any) -> dict[str, np.ndarr
     def at(data: Any, points: Any) -> Any:
         return jax.vmap(jax.value_and_grad(lambda z: potential_energy(density, data, z)))(points)
 
-    shape = jax.eval_shape(
-        partial(nuts.start, density, FEW, False), one, jax.random.split(jax.random.key(0))
-    ).z
-    rng = np.random.default_rng(1)
-    points = {name: 0.5 * rng.normal(size=(4, *leaf.shape[1:])) for name, leaf in shape.items()}
+    start = partial(nuts.start, density, FEW, False)
+    _, count = jax.eval_shape(start, one, jax.random.split(jax.random.key(0))).z.shape
+    points = jax.vmap(coordinates(density, one))(0.5 * np.random.default_rng(1).normal(size=(4, count)))
     found = {}
     for name, data in (("one", one), ("many", many)):
         energy, slope = at(data, points)

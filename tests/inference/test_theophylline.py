@@ -32,6 +32,7 @@ from dtwin_jax import (
 from dtwin_jax.inference import nuts
 from dtwin_jax.inference.population import density_of
 from dtwin_jax.inference.predictive import constrained
+from dtwin_jax.inference.start import coordinates
 from dtwin_jax.models import one_compartment
 
 PRIORS = {
@@ -63,7 +64,8 @@ def test_no_chain_starts_where_absorption_and_elimination_are_exchanged(cohort):
     data = (base, jax.tree.map(jnp.asarray, cohort.record), jnp.full(len(VARY), 0.5))
     keys = jax.random.split(jax.random.key(5), 64)
     state = nuts.start(density, Nuts(chains=64), False, data, keys)
-    values = constrained(density, *data[:2], {name: z[:, None] for name, z in state.z.items()}, data[2])
+    z = jax.vmap(coordinates(density, data))(state.z)
+    values = constrained(density, *data[:2], {name: x[:, None] for name, x in z.items()}, data[2])
     assert np.all(values["ka_pop"] > values["CL_pop"] / values["V_pop"])
 
 
