@@ -47,16 +47,14 @@ def with_restarts(model: Any, p: Any, inputs: Any, pieces: Pieces, moving: Movin
     """
     if not has_restarts(inputs):
         return pieces
-    rows = []
-    for name, signal in vars(inputs).items():
-        if isinstance(signal, Doses) and signal.rules is not None:
-            restarts = signal.rules.restarts
-            if restarts.time.shape[0]:
-                states = _states(model, p, _without_doses(inputs), name, restarts, moving)
-                told = (restarts.time, restarts.kind, restarts.until)
-                rows.append((*(jnp.asarray(each) for each in told), *states))
-    joined = lambda *each: jnp.concatenate(each)  # noqa: E731
-    time, kind, until, state, found = (jax.tree.map(joined, *part) for part in zip(*rows, strict=True))
+    restarts = {
+        name: signal.rules.restarts
+        for name, signal in vars(inputs).items()
+        if isinstance(signal, Doses) and signal.rules is not None and signal.rules.restarts.time.shape[0]
+    }
+    rows, which = _together(list(restarts.values()))
+    state, found = _states(model, p, _without_doses(inputs), tuple(restarts), (rows, which), moving)
+    time, kind, until = rows.time, rows.kind, rows.until
     event = jnp.searchsorted(pieces.event, time)
     # What a later row of the same moment clears counts for nothing.
     counts = (kind != NOTHING) & (until > time)
@@ -88,70 +86,85 @@ def lost_in(restart: Any) -> Any:
     return jnp.concatenate([jnp.zeros(1, bool), jnp.cumsum(lost.astype(int))[:-1] > 0])
 
 
+def _together(restarts: list[Restarts]) -> tuple[Restarts, Any]:
+    """The restarts of several inputs, and which of these each is of: a solve is compiled once for all."""
+    joined = {
+        name: jnp.concatenate([jnp.asarray(getattr(each, name)) for each in restarts])
+        for name in vars(restarts[0])
+        if name != "overlap"
+    }
+    which = jnp.concatenate([jnp.full(each.time.shape, i) for i, each in enumerate(restarts)])
+    return replace_fields(restarts[0], joined), which
+
+
 def _without_doses(inputs: Any) -> Any:
     none = {name: 0.0 for name, signal in vars(inputs).items() if isinstance(signal, Doses)}
     return replace_fields(inputs, none)
 
 
 def _states(
-    model: Any, p: Any, inputs: Any, name: str, restarts: Restarts, moving: Moving
+    model: Any, p: Any, inputs: Any, names: tuple[str, ...], restarts: tuple[Restarts, Any], moving: Moving
 ) -> tuple[Any, Any]:
-    """The state that each restart of one input brings, (restart,) on every leaf; and whether it was found."""
+    """The state that each restart brings, (restart,) on every leaf; and whether it was found."""
     start = jax.tree.map(lambda x: jnp.asarray(x, float), model.init(p))
     pack, unpack = packing(jax.eval_shape(lambda: start))
-    interval = _Interval(model, name, pack, unpack, moving)
+    interval = _Interval(model, names, pack, unpack, moving)
 
-    def one(row: Restarts) -> tuple[Any, Any]:
+    def one(row: Restarts, which: Any) -> tuple[Any, Any]:
         held = {n: s(row.time) for n, s in vars(inputs).items() if isinstance(s, AbstractSignal)}
         u = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), replace_fields(inputs, held))
-        args = p, u, row, pack(start)
-        at, found = _steady(interval, args)
-        return unpack(interval.before(args, at)), found
+        before, found = _steady(interval, (p, u, row, which, pack(start)))
+        return unpack(before), found
 
-    return jax.vmap(one)(restarts)
+    return jax.vmap(one)(*restarts)
 
 
 @dataclass(frozen=True)
 class _Interval:
-    """One interval of a steady state, a function of `(p, u, row, start)` and the state before a dose.
+    """One interval of a steady state, a function of `(p, u, row, which, start)` and the state before a dose.
 
     Of a row that is no steady state it is one in which nothing happens to `start`.
+
+    Attributes:
+        model: the model.
+        names: inputs, of which `which` counts.
+        pack: state to vector.
+        unpack: vector to state.
+        moving: how the state moves.
     """
 
     model: Any
-    name: str
+    names: tuple[str, ...]
     pack: Any
     unpack: Any
     moving: Moving
 
-    def residual(self, args: Any, x: Any) -> Any:
-        """What is 0 in a steady state: the change over an interval; the drift under a constant rate."""
-        p, u, row, start = args
-        constant = replace_fields(u, {self.name: _rate(row)})
+    def residual(self, args: Any, x: Any, after: Any) -> Any:
+        """What is 0 in a steady state: the change over an interval, at whose end the state is `after`; the
+        drift under a constant rate."""
+        p, u, row, which, start = args
+        constant = replace_fields(u, self._into(which, _rate(row)))
         drift = self.pack(self.model.drift(row.time, self.unpack(x), constant, p))
-        span = jnp.where(row.interval > 0, row.interval, 1.0)
-        change = jnp.where(row.interval > 0, self._after(args, x, span) - x, drift)
+        change = jnp.where(row.interval > 0, after - x, drift)
         return jnp.where(row.kind >= STEADY, change, start - x)
 
-    def before(self, args: Any, x: Any) -> Any:
-        """The state at the restart, a lag before a dose that finds the state `x`."""
-        row = args[2]
-        moves = (row.kind >= STEADY) & (row.interval > 0)
-        return jnp.where(moves, self._after(args, x, jnp.where(moves, row.interval - row.lag, 0.0)), x)
+    def _into(self, which: Any, value: Any) -> dict[str, Any]:
+        """`value` for the input of the row, and nothing for the others."""
+        return {name: jnp.where(which == i, value, 0.0) for i, name in enumerate(self.names)}
 
-    def _after(self, args: Any, x: Any, dt: Any) -> Any:
+    def after(self, args: Any, x: Any, dt: Any) -> Any:
         """The state `dt` after a dose that found the state `x`."""
-        p, u, row, _ = args
+        p, u, row, which, _ = args
         move, rate, infused = self.moving(self.model, p), _rate(row), row.duration > 0
-        span = jnp.where(row.interval > 0, row.interval, 1.0)
+        span = _span(row)
         whole = jax.lax.stop_gradient(jnp.floor(row.duration / span))
-        bolus = {self.name: jnp.where(infused, 0.0, row.amount)}
+        bolus = self._into(which, jnp.where(infused, 0.0, row.amount))
         state = cross_event(self.model, row.time, self.unpack(x), u, bolus, p)
         first = jnp.where(infused, jnp.minimum(row.duration - whole * span, dt), 0.0)
 
         def part(state: Any, part: Any) -> Any:
             long, running = part
-            return move(long, state, replace_fields(u, {self.name: rate * running})), None
+            return move(long, state, replace_fields(u, self._into(which, rate * running))), None
 
         parts = jnp.stack([first, dt - first]), jnp.stack([whole + 1.0, whole])
         return self.pack(jax.lax.scan(part, state, parts)[0])
@@ -162,10 +175,17 @@ def _rate(row: Restarts) -> Any:
     return jnp.where(infused, row.amount / jnp.where(infused, row.duration, 1.0), 0.0)
 
 
+def _span(row: Restarts) -> Any:
+    return jnp.where(row.interval > 0, row.interval, 1.0)
+
+
 def _steady(interval: _Interval, args: Any) -> tuple[Any, Any]:
-    """The state before a dose, and whether it was found: else it is the start, so that no NaN gets about."""
-    model, (*_, row, start) = interval.model, jax.lax.stop_gradient(args)
-    fixed = jax.lax.stop_gradient(args)
+    """The state at a restart, a lag before a dose that finds the steady state.
+
+    And whether this was found: else the state is the start, so that no NaN gets about.
+    """
+    model, fixed = interval.model, jax.lax.stop_gradient(args)
+    _, _, row, _, start = fixed
     # The search is differentiated by the state, by Newton, in forward mode.
     solver = replace(model.solver, adjoint=diffrax.ForwardMode())
     forward = replace(interval, model=replace(model, solver=solver))
@@ -173,7 +193,7 @@ def _steady(interval: _Interval, args: Any) -> tuple[Any, Any]:
     near, warm = (_BY_FLOW, 0) if by_flow else (_BY_SOLVER * model.solver.rtol, _WARM)
 
     def slope_and_change(x: Any) -> Any:
-        change = lambda x: (forward.residual(fixed, x),) * 2  # noqa: E731
+        change = lambda x: (forward.residual(fixed, x, forward.after(fixed, x, _span(row))),) * 2  # noqa: E731
         return jax.jacfwd(change, has_aux=True)(x)
 
     def step(carry: Any) -> Any:
@@ -195,10 +215,18 @@ def _steady(interval: _Interval, args: Any) -> tuple[Any, Any]:
     x = jax.lax.stop_gradient(jnp.where(found, x, start))
     slope = jax.lax.stop_gradient(jnp.where(found, slope, jnp.eye(start.shape[0])))
 
-    # At the solution these two steps go nowhere, but move with the arguments: derivatives to second order.
-    def moved(x: Any, _: None) -> Any:
-        return x - jnp.linalg.solve(slope, interval.residual(args, x)), None
+    # At the solution the first two steps go nowhere, but move with the arguments: derivatives to second
+    # order. The third leads to the restart; one program is compiled for the three.
+    moving = args[2]
+    moves = (moving.kind >= STEADY) & (moving.interval > 0)
+    ends = jnp.stack([_span(moving), _span(moving), jnp.where(moves, moving.interval - moving.lag, 0.0)])
 
-    x, _ = jax.lax.scan(moved, x, length=2)
+    def moved(x: Any, part: Any) -> Any:
+        dt, last = part
+        after = interval.after(args, x, dt)
+        nearer = x - jnp.linalg.solve(slope, interval.residual(args, x, after))
+        return jnp.where(last, jnp.where(moves, after, x), nearer), None
+
+    x, _ = jax.lax.scan(moved, x, (ends, jnp.arange(3) == 2))
     finite = jnp.all(jnp.isfinite(x))
     return jnp.where(found & finite, x, start), found & finite
