@@ -1,9 +1,9 @@
 """Populations by `Svi` against NUTS: where the two agree, and what a guide costs for many patients.
 
-    python benchmarks/population_svi.py [--patients 1000] [--compared 0] [--draws 1000]
+    python benchmarks/population_svi.py [--patients 1000] [--compared 100] [--draws 1000]
 
 Theophylline in 12 patients, and simulated patients of one-compartment kinetics after an oral dose, seven
-samples each: `--patients` by guides that learn from batches of several sizes, and if wanted `--compared` of
+samples each: `--patients` by guides that learn from batches of several sizes, and `--compared` of
 them by both methods. Differences of means are in standard deviations of NUTS; of patients, the 95th
 percentile of their absolute values.
 """
@@ -116,7 +116,7 @@ def compared(cohort: Cohort, guide: Svi, chains: Nuts) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--patients", type=int, default=1000)
-    parser.add_argument("--compared", type=int, default=0)
+    parser.add_argument("--compared", type=int, default=100)
     parser.add_argument("--draws", type=int, default=1000)
     chosen = parser.parse_args()
     warnings.simplefilter("ignore", CalibrationWarning)
