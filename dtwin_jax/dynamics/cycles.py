@@ -84,7 +84,8 @@ def cycles_of(inputs: Any, times: Any, after: Any, t0: Any) -> Cycles | None:
     known = not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((signals, times, after, t0)))
     if not (known and signals and np.ndim(times) == 1 and np.size(times) and np.ndim(t0) == 0):
         return None
-    times = np.asarray(times, float)
+    # As exact as the program is: else what it rounds to one time would be at two here.
+    times = np.asarray(times, precision := jnp.result_type(float)).astype(float)
     with jax.ensure_compile_time_eval():
         edge = np.concatenate([np.asarray(signal.edges()) for signal in signals.values()])
     if not edge.size or np.min(edge) < t0:
@@ -95,7 +96,7 @@ def cycles_of(inputs: Any, times: Any, after: Any, t0: Any) -> Cycles | None:
         earlier = np.searchsorted(start, times)
         last = earlier if after is None else np.where(after, last, earlier)
     dose = {
-        name: np.searchsorted(start, signal.time)
+        name: np.searchsorted(start, np.asarray(signal.time, precision))
         for name, signal in signals.items()
         if isinstance(signal, Doses)
     }

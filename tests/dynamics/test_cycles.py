@@ -81,6 +81,18 @@ def test_cycles_are_what_simulate_finds(name):
     assert_same((found.time, found.state, found.output), (wanted.time, wanted.state, wanted.output))
 
 
+def test_doses_at_times_that_float32_rounds_are_given_when_they_are_due():
+    """Every 0.7 h, wanted at doses and between them: 0.7 is not the same number in both precisions."""
+    doses = 0.7 * np.arange(5)
+    times = np.sort(np.concatenate([doses[1:], doses + 0.3]))
+    with jax.enable_x64(False):
+        p, inputs = patients(), Inputs(iv=Doses(doses, 10.0), clearance_ratio=1.0)
+        assert cycles_of(inputs, times, None, 0.0) is not None
+        found, wanted = (how(exact, p, inputs, times).output for how in (together, one_by_one))
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
 def test_times_in_any_order_and_unevenly_apart():
     """Gaps of 1, 5 and 6 h, again and again, told backwards."""
     times = np.sort(np.concatenate([DOSES + 1.0, DOSES + 5.0, DOSES + 6.0]))[::-1]
