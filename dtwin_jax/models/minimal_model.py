@@ -18,6 +18,7 @@ from dtwin_jax.core.signal import Input, Sampled
 from dtwin_jax.core.types import Scalar
 from dtwin_jax.dynamics.model import Model
 from dtwin_jax.dynamics.residual import combined
+from dtwin_jax.dynamics.solver import Solver
 
 _DENTI = "Denti 2010: median and between-subject sd of the log"
 _GLUCOSE = 180.156  # g/mol
@@ -130,6 +131,9 @@ minimal_model = Model(
     observe=observe,
     noise=combined,
     time="min",
+    # At parameters three times as scattered as people's a whole test takes 200 steps: a sampler that goes
+    # further is told so, and does not wait.
+    solver=Solver(max_steps=512),
     source="Bergman et al. 1979, Am J Physiol 236:E667, doi 10.1152/ajpendo.1979.236.6.E667",
     valid="The intravenous glucose test in people fasting and at rest, from about 8 min on, with measured"
     " insulin.",
