@@ -2,9 +2,6 @@
 
 import functools
 import hashlib
-import inspect
-import re
-import sys
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -19,6 +16,7 @@ from dtwin_jax.core.files import replacing
 from dtwin_jax.core.record import Cohort
 from dtwin_jax.inference import nuts
 from dtwin_jax.inference.centring import best_centring, first_centring, recentred, spread_of
+from dtwin_jax.inference.described import described, placeless
 from dtwin_jax.inference.devices import everywhere, spans_processes, spread
 from dtwin_jax.inference.hosts import agree, of_process_0
 from dtwin_jax.inference.nuts import Nuts
@@ -221,11 +219,14 @@ class Run:
             agree("the compiled program", lowered.as_text(), "Set PYTHONHASHSEED=0 and use equal versions.")
 
     def _fingerprint(self, base: Any, record: Any, keys: Any) -> str:
-        told = f"{_LAYOUT} {_described(self.density)} {self.method!r} {jax.__version__}"
-        digest = hashlib.sha256(told.encode())
-        for leaf in jax.tree.leaves((base, record, keys)):
+        leaves, structure = jax.tree.flatten((base, record, keys))
+        # Leaves alone do not tell of which channel or input they are.
+        made = f"{described(self.density)} {self.method!r} {placeless(structure)}"
+        digest = hashlib.sha256(f"{_LAYOUT} {jax.__version__} {made}".encode())
+        for leaf in leaves:
             secret = jnp.issubdtype(jnp.asarray(leaf).dtype, jax.dtypes.prng_key)
-            digest.update(np.ascontiguousarray(jax.random.key_data(leaf) if secret else leaf).tobytes())
+            array = np.ascontiguousarray(jax.random.key_data(leaf) if secret else leaf)
+            digest.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
         return digest.hexdigest()
 
 
@@ -244,18 +245,6 @@ def rounds_of(blocks: int, first: int) -> list[int]:
         rounds.append(length)
         blocks, length = blocks - length, 2 * length
     return rounds
-
-
-def _described(density: Any) -> str:
-    """`density` in words that another process finds too, with the files that its functions are written in."""
-    modules = {getattr(part, "__module__", None) for part in vars(density.predictor).values()}
-    sources = []
-    for name in sorted(name for name in modules if name in sys.modules):
-        try:
-            sources.append(inspect.getsource(sys.modules[name]))
-        except (OSError, TypeError):
-            continue  # a notebook, or a built-in
-    return " ".join([re.sub(r" at 0x[0-9a-f]+", "", repr(density)), *sources])
 
 
 class _Store:
