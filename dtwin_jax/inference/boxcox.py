@@ -30,7 +30,13 @@ def shapes_of(given: Any) -> Shapes:
         raise ValueError(f"boxcox: expected names or a mapping, found the text {given!r}")
     pairs = given.items() if isinstance(given, Mapping) else given
     named = [(one, DEFAULT_SHAPE) if isinstance(one, str) else tuple(one) for one in pairs]
-    return tuple((name, shape if isinstance(shape, Prior) else float(shape)) for name, shape in named)
+    found = dict(named)
+    if len(found) < len(named):
+        raise ValueError(f"boxcox: {', '.join(name for name, _ in named)}: each may be there once")
+    found = {name: one if isinstance(one, Prior) else float(one) for name, one in found.items()}
+    if wrong := [name for name, one in found.items() if isinstance(one, float) and not math.isfinite(one)]:
+        raise ValueError(f"boxcox: the shape of {wrong[0]} is {found[wrong[0]]}, expected a finite number")
+    return tuple(found.items())
 
 
 def label(name: str) -> str:

@@ -105,7 +105,7 @@ def _flat(found: Estimate, effects: Effects, named: set[str]) -> dict[str, str]:
     """Numbers with which the likelihood hardly changes."""
     said, curved = {}, np.diag(found.curvature)
     shapes = dict(effects.population.shapes)
-    for i, name in enumerate(effects.supports()):
+    for i, name in enumerate([*effects.supports(), *effects.shares]):
         # Shapes have no unit that their size would have to be seen against.
         own = float(found.estimate[name]) == float(found.vector[i]) and name not in shapes
         scale = max(found.vector[i] ** 2, 1e-300) if own else 1.0

@@ -4,6 +4,7 @@ A patient of the second class has other typical values than one of the first, an
 His likelihood is the sum of those of the classes, each with the class's share of the population.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,7 +34,7 @@ class Mixture:
         vary: the parameters, which vary between patients too: names, or name -> prior of the shift
             (estimated) or a number (known). By default the shift of the first is positive, lognormal(1,
             log_sd=1), so that classes are in the order of its typical values; of others it is normal(0, 1).
-        classes: how many.
+        classes: how many; of one, there is no mixture.
         concentration: of the Dirichlet prior of the shares; more than 1 keeps them from 0.
     """
 
@@ -45,7 +46,7 @@ class Mixture:
         if isinstance(self.vary, str):
             raise ValueError(f"Mixture: expected names or a mapping, found the text {self.vary!r}")
         if self.classes < 1:
-            raise ValueError(f"Mixture: found {self.classes} classes, expected 2 or more")
+            raise ValueError(f"Mixture: found {self.classes} classes, expected 1 or more")
         if not self.concentration > 0:
             raise ValueError(f"Mixture: found a concentration of {self.concentration}, expected one above 0")
         given: Any = self.vary
@@ -56,9 +57,11 @@ class Mixture:
         usual = [DEFAULT_SHIFT] + [OTHER_SHIFT] * (len(given) - 1)
         pairs = zip(given.items(), usual, strict=True)
         filled = ((name, default if one is None else one) for (name, one), default in pairs)
-        object.__setattr__(
-            self, "vary", tuple((name, s if isinstance(s, Prior) else float(s)) for name, s in filled)
-        )
+        vary = tuple((name, s if isinstance(s, Prior) else float(s)) for name, s in filled)
+        for name, one in vary:
+            if isinstance(one, float) and not math.isfinite(one):
+                raise ValueError(f"Mixture: the shift of {name} is {one}, expected a finite number")
+        object.__setattr__(self, "vary", vary)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -228,5 +228,9 @@ def test_what_has_no_shape_is_refused():
         Population(plasma, ("CL",), boxcox=("V",))
     with pytest.raises(ValueError, match=r"boxcox: .* the text 'CL'"):
         Population(plasma, ("CL",), boxcox="CL")
+    with pytest.raises(ValueError, match="boxcox: CL, CL: each may be there once"):
+        Population(plasma, ("CL",), boxcox=("CL", "CL"))
+    with pytest.raises(ValueError, match="the shape of CL is inf"):
+        Population(plasma, ("CL",), boxcox={"CL": float("inf")})
     with pytest.raises(ValueError, match="knows nothing of shape_CL"):
         estimate(POPULATION, COHORT, by="fo", priors=KNOWN)

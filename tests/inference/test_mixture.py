@@ -17,6 +17,7 @@ from scipy import optimize, special, stats
 from dtwin_jax.core.prior import lognormal, normal
 from dtwin_jax.inference.calibrate import calibrate
 from dtwin_jax.inference.density import standard_promotion
+from dtwin_jax.inference.doubts import EstimationWarning
 from dtwin_jax.inference.effects import Effects
 from dtwin_jax.inference.estimate import estimate
 from dtwin_jax.inference.marginal import Marginal
@@ -209,6 +210,12 @@ def test_a_study_of_two_classes_tells_them(study, fitted):
     assert error["share_2"] >= np.sqrt(SHARE * (1 - SHARE) / 120)
 
 
+def test_share_of_classes_that_are_alike_is_told_to_be_unknown():
+    alike = replace(POPULATION, mixture=Mixture({"CL": 0.0}))
+    with pytest.warns(EstimationWarning, match="the likelihood is flat along share_2"):
+        estimate(alike, COHORT, by="focei", priors=KNOWN)
+
+
 def test_saem_finds_the_same(study, fitted):
     found = estimate(POPULATION, study[0], by="saem", priors=KNOWN, key=jax.random.key(0))
     assert found.converged
@@ -374,6 +381,10 @@ def test_mixtures_that_make_no_sense_are_refused():
         Mixture("CL")
     with pytest.raises(ValueError, match="no parameter is named"):
         Mixture(())
+    with pytest.raises(ValueError, match="found 0 classes, expected 1 or more"):
+        Mixture(("CL",), classes=0)
+    with pytest.raises(ValueError, match="the shift of CL is nan"):
+        Mixture({"CL": float("nan")})
     with pytest.raises(ValueError, match="found a concentration of 0"):
         Mixture(("CL",), concentration=0.0)
     with pytest.raises(ValueError, match="Svi has one peak for each patient"):
