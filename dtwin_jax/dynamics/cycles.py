@@ -149,10 +149,15 @@ def _classes(values: Any, rounding: float) -> tuple[Any, Any]:
     return which, np.unique(which, return_index=True)[1]
 
 
-def schedule_of(cycles: Cycles, inputs: Any, times: Any, t0: Any) -> Schedule:
-    """What the cycles are for one patient, whose inputs are as they act, after `model.dosing`."""
+def schedule_of(cycles: Cycles, inputs: Any, times: Any, t0: Any) -> Schedule | None:
+    """What the cycles are for one patient, whose inputs are as they act, after `model.dosing`.
+
+    None where `dosing` made other signals, which have events of their own.
+    """
     signals, count = _signals(inputs), len(cycles.lead)
     edge = jnp.concatenate([jnp.asarray(signal.edges()) for signal in signals.values()])
+    if edge.shape != cycles.edge.shape:
+        return None
     start = edge[cycles.lead]
     moved = edge[0] - cycles.edge[0]
     alike = jnp.abs(edge - cycles.edge - moved) <= cycles.rounding

@@ -17,7 +17,6 @@ from dtwin_jax.dynamics.divided import mesh_for, over_devices, place
 from dtwin_jax.dynamics.dosing import has_samples
 from dtwin_jax.dynamics.explicit import Explicit
 from dtwin_jax.dynamics.lanes import solve_lanes
-from dtwin_jax.dynamics.occasions import changes
 from dtwin_jax.dynamics.plan import inputs_of, planned
 from dtwin_jax.dynamics.rosenbrock import Rosenbrock
 from dtwin_jax.dynamics.sensitivity import differentiated_as, with_sensitivities
@@ -176,8 +175,7 @@ def _rounded(count: int, devices: int) -> int:
 def _cycles(model: Any, inputs: Any, in_axes: tuple, times: Any, after: Any, t0: Any) -> Cycles | None:
     """How the schedule repeats, where the flow can make use of it."""
     by_flow = model.flow is not None and model.diffusion is None
-    # Occasions begin at times of their own, which inputs say nothing of.
-    by_flow = by_flow and not has_samples(inputs) and not has_restarts(inputs) and not changes(model)
+    by_flow = by_flow and not has_samples(inputs) and not has_restarts(inputs)
     shared = in_axes[1] is None and in_axes[2] is None
     return cycles_of(inputs, times, after, t0) if by_flow and shared else None
 
@@ -276,6 +274,8 @@ def _in_cycles(how: _How, part: Any, cycles: Cycles) -> Trajectory:
             return inputs, schedule_of(cycles, inputs, times, t0)
 
         inputs, schedule = jax.vmap(acting, in_axes=how.axes, out_axes=(0, -1))(*part)
+        if schedule is None:
+            return alone(part, cycles)
         p, *_ = jax.vmap(lambda *each: each, in_axes=how.axes)(*part)
         _, _, times, _, t0 = part
         return jax.lax.cond(

@@ -50,11 +50,6 @@ def by_occasion(model: Any, names: tuple[str, ...], count: int) -> Any:
     )
 
 
-def changes(model: Any) -> bool:
-    """Whether parameters of the model change by occasion."""
-    return isinstance(model.dosing, _Dosing)
-
-
 @dataclass(frozen=True)
 class _Change:
     """Which parameters change, over how many occasions."""

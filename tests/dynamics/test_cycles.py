@@ -110,6 +110,16 @@ def test_patients_whose_lag_crosses_a_wanted_time_are_solved_all_the_same():
     assert not np.any(fits(replace(exact, dosing=late_infusion), patients(), oral(), TIMES))
 
 
+def test_events_that_dosing_adds_are_not_passed_over():
+    """Clearance falls at a time that only `dosing` knows of."""
+    falls = Steps([0.0, 31.0], [1.0, 0.4])
+    model = replace(exact, dosing=lambda u, p: replace_fields(u, {"clearance_ratio": falls}))
+    told = replace_fields(oral(), {"clearance_ratio": falls})
+    p = patients()
+    assert cycles_of(oral(), TIMES, None, 0.0) is not None
+    assert_same(together(model, p, oral(), TIMES).output, one_by_one(exact, p, told, TIMES).output)
+
+
 def test_a_flow_that_is_not_linear():
     """x' = u - k x^2: the flow x / (1 + k x t) holds where nothing runs in."""
     model = replace(
