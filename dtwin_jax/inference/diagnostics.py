@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from dtwin_jax.core.prior import Prior, prior_from_dict
-from dtwin_jax.inference.mixture import mixture_from_dict
+from dtwin_jax.inference.mixture import Mixture, mixture_from_dict
 
 R_HAT_LIMIT = 1.01
 ESS_LIMIT = 400
@@ -107,7 +107,7 @@ def faults(tree: Any) -> list[str]:
         said.append("one chain cannot be compared with another: run at least two")
     said.extend(_untrusted(tree) if weighed else [])
     said.extend(_unlike(tree) if guided else [])
-    for members in [] if guided else _grouped(table, _individual(tree)):
+    for members in [] if guided else _grouped(*_looked_at(tree, table)):
         said.extend(_told(members))
     said.extend([] if guided else _divergences(tree["sample_stats"]))
     for patient, share in json.loads(tree.attrs["failed"]).items():
@@ -180,6 +180,22 @@ def _divergences(stats: Any) -> list[str]:
         f"{count}{of} draws diverged{where}: the posterior has a corner the sampler cannot enter; "
         "raise target_accept, or use tighter priors"
     ]
+
+
+def _looked_at(tree: Any, table: Any) -> tuple[Any, dict[str, str]]:
+    """The rows of a summary that tell of convergence, and `_individual`.
+
+    The probabilities of classes follow from effects, which are looked at; they may be 1 but for rounding.
+    """
+    mixture, individual = _mixture(tree), _individual(tree)
+    derived = () if mixture is None else mixture.probabilities
+    kept = [individual.get(str(name)) not in derived for name in table["variable"].values]
+    return table.isel(variable=np.flatnonzero(kept)), individual
+
+
+def _mixture(tree: Any) -> Mixture | None:
+    """The subpopulations of what was calibrated."""
+    return mixture_from_dict(json.loads(tree.attrs.get("population") or "{}").get("mixture"))
 
 
 def _grouped(table: Any, individual: dict[str, str]) -> list[list[tuple[str, float, float]]]:
@@ -260,7 +276,7 @@ def _beliefs(tree: Any) -> dict[str, Prior]:
     found |= {f"gamma_{name}": prior_from_dict(prior) for name, prior in occasions["vary"].items()}
     shapes = population.get("boxcox", {}).items()
     found |= {f"shape_{name}": prior_from_dict(one) for name, one in shapes if isinstance(one, dict)}
-    mixture = mixture_from_dict(population.get("mixture"))
+    mixture = _mixture(tree)
     found |= dict(() if mixture is None else mixture.shifts)
     for covariate in population["covariates"]:
         if isinstance(covariate["coefficient"], dict):

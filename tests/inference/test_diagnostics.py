@@ -14,6 +14,9 @@ from dtwin_jax.core.record import Record, Series
 from dtwin_jax.inference.calibrate import calibrate
 from dtwin_jax.inference.covariate import Covariate
 from dtwin_jax.inference.diagnostics import complaints, summary, unbounded_sd
+from dtwin_jax.inference.mixture import Mixture
+from dtwin_jax.inference.population import Population
+from dtwin_jax.inference.result import _population_as_dict
 
 
 def tree(draws, diverging=None, failed=None):
@@ -79,6 +82,17 @@ def test_an_individual_parameter_is_named_with_its_patient(good):
     apart = np.stack([good, good + np.arange(4)[:, None]], axis=-1)
     (said,) = complaints(tree({"CL": apart}))
     assert said.startswith("CL[b]: R-hat")
+
+
+def test_a_patient_who_is_surely_of_a_class_is_no_fault(good):
+    # In one of the four chains rounding makes of 1 now and then the number before it.
+    sure = np.where((np.arange(4)[:, None] < 1) & (good > 0), 1.0 - 2.0**-53, 1.0)
+    probability = np.stack([sure, np.zeros_like(good)], axis=2)
+    draws = tree({"level": np.stack([good, good], axis=2), "probability_2": probability})
+    assert len(complaints(draws)) == 2
+    population = Population(line, ("level",), mixture=Mixture(("level",)))
+    draws.attrs["population"] = json.dumps(_population_as_dict(population))
+    assert complaints(draws) == []
 
 
 def test_divergences_and_failing_patients_are_counted(good):
