@@ -75,6 +75,9 @@ def job_faults(document: Document, f: Any) -> list[Fault]:
         faults.append(Fault(("laplace",), "patients of a population are not independent", "[sampler] alone"))
     if "svi" in raw and "population" not in raw:
         faults.append(Fault(("svi",), "patients each alone have no population's numbers", "[population]"))
+    if "svi" in raw and "mixture" in _table(raw, "population"):
+        what = "a guide has one peak for each patient, a mixture may have several"
+        faults.append(Fault(("svi",), what, "[sampler] alone"))
     return faults + _window_faults(raw, schema) + _input_faults(raw, schema) + _population_faults(raw, schema)
 
 

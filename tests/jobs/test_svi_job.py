@@ -30,6 +30,11 @@ def test_guide_of_patients_each_alone_is_a_fault(tmp_path):
     assert "patients each alone have no population's numbers" in refusal(tmp_path, "[svi]\nbatch = 64\n")
 
 
+def test_guide_of_a_mixture_is_a_fault(tmp_path):
+    more = '[population]\nvary = ["CL"]\nmixture = { vary = ["CL"] }\n[svi]\nbatch = 64\n'
+    assert "one peak for each patient" in refusal(tmp_path, more)
+
+
 def test_settings_that_make_no_sense_are_a_fault(tmp_path):
     said = refusal(tmp_path, '[population]\nvary = ["CL"]\n[svi]\nbatch = 0\nrates = 0.1\n')
     assert "batch" in said and "rates" in said
