@@ -27,6 +27,8 @@ def placeless(part: Any) -> str:
 
 def _parts(whole: Any, seen: set[int]) -> Iterator[Any]:
     """`whole`, what its fields and items are, and what its functions were made with."""
+    # Without its decorators: of a process that checks types all functions have some.
+    whole = inspect.unwrap(whole) if isinstance(whole, FunctionType) else whole
     yield whole
     inner: Any = ()
     if isinstance(whole, Mapping):

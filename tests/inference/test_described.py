@@ -3,7 +3,7 @@
 import importlib
 import linecache
 import sys
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import equinox as eqx
@@ -112,6 +112,14 @@ def test_a_function_is_another_when_it_was_made_with_something_else():
     for make in (made, lambda factor: lambda x, factor=factor: factor * x, lambda f: partial(scaled, f)):
         assert described(make(2.0)) == described(make(2.0)) != described(make(3.0))
         assert described(jax.jit(make(2.0))) != described(jax.jit(make(3.0)))
+
+
+def test_a_check_of_types_makes_no_other_function_of_it():
+    @wraps(scaled)
+    def checked(*given):
+        return scaled(*given)
+
+    assert described(checked) == described(scaled)
 
 
 def test_a_function_that_knows_itself_is_described():
