@@ -264,7 +264,7 @@ def main() -> None:
     found |= posteriors(cohort, ASKED.reference)
     for name in ("laplace", "nuts", "means_apart_in_sd", "spread_ratio", "patients_near"):
         print(name, found[name])
-    write(__file__, found)
+    write("cohort", found)
 
 
 if __name__ == "__main__":

@@ -30,12 +30,27 @@ TIME = np.array([1.0, 6.0, 16.0, 25.0, 30.0, 40.0])
 PATIENTS, DOSE, LATER = 120, 100.0, 24.0
 
 
+def patients(rng):
+    """Effects on the logs: of patients and of their occasions on clearance, of patients on volume."""
+    shapes = {"omega_CL": (PATIENTS, 1), "gamma_CL": (PATIENTS, 2), "omega_V": (PATIENTS, 1)}
+    return {name: TRUTH[name] * rng.normal(size=shape) for name, shape in shapes.items()}
+
+
+def sampled(seed: int) -> list[float]:
+    """The logs of what `TRUTH` holds, as the patients of a study happen to have it."""
+    effects = patients(np.random.default_rng(seed))
+    found = {name: np.log(np.std(value)) for name, value in effects.items()}
+    found["CL_pop"] = np.log(TRUTH["CL_pop"]) + np.mean(effects["omega_CL"] + effects["gamma_CL"])
+    found["V_pop"] = np.log(TRUTH["V_pop"]) + np.mean(effects["omega_V"])
+    return [float(found.get(name, np.log(TRUTH[name]))) for name in TRUTH]
+
+
 def study(seed: int):
     """A cohort, by the closed form of a bolus."""
     rng = np.random.default_rng(seed)
-    patient = np.log(TRUTH["CL_pop"]) + TRUTH["omega_CL"] * rng.normal(size=(PATIENTS, 1))
-    clearance = np.exp(patient + TRUTH["gamma_CL"] * rng.normal(size=(PATIENTS, 2)))
-    volume = TRUTH["V_pop"] * np.exp(TRUTH["omega_V"] * rng.normal(size=(PATIENTS, 1)))
+    effects = patients(rng)
+    clearance = TRUTH["CL_pop"] * np.exp(effects["omega_CL"] + effects["gamma_CL"])
+    volume = TRUTH["V_pop"] * np.exp(effects["omega_V"])
     rate = clearance / volume
     left = DOSE * np.exp(-rate[:, :1] * LATER)
     late = TIME >= LATER
@@ -53,7 +68,7 @@ def main() -> None:
     jax.config.update("jax_enable_x64", True)
     studies = int(sys.argv[1]) if len(sys.argv) > 1 else 50
     population = Population(one_compartment, ("CL", "V"), occasions=Occasions(2, ("CL",)))
-    began, found, held, lost = time.perf_counter(), [], [], 0
+    began, found, off, held, lost = time.perf_counter(), [], [], [], 0
     for seed in range(studies):
         told = estimate(population, study(seed), priors={"ka": None, "sd": 0.0})
         if not told.converged or told.failed:
@@ -62,15 +77,20 @@ def main() -> None:
         at = np.array([np.log(told.estimate[name]) for name in TRUTH])
         error = np.array([told.standard_error[name] for name in TRUTH])
         found.append(at)
+        off.append(at - sampled(seed))
         held.append(np.abs(at - np.log(list(TRUTH.values()))) < 1.6449 * error)
     logs, count = np.stack(found), len(found)
     bias = logs.mean(axis=0) - np.log(list(TRUTH.values()))
     error = logs.std(axis=0, ddof=1) / np.sqrt(count)
+    own, own_error = np.mean(off, axis=0), np.std(off, axis=0, ddof=1) / np.sqrt(count)
     table = {
         name: {
             "truth": TRUTH[name],
             "mean_log_error": round(float(bias[i]), 4),
             "its_standard_error": round(float(error[i]), 4),
+            # What is left where the patients who happened to be drawn are taken for the truth.
+            "mean_log_error_of_drawn": round(float(own[i]), 4),
+            "its_standard_error_of_drawn": round(float(own_error[i]), 4),
             "coverage_of_90": round(float(np.mean(held, axis=0)[i]), 3),
         }
         for i, name in enumerate(TRUTH)

@@ -220,6 +220,6 @@ def probe(report, tmp_path, width, dark=False):
 def test_browser_without_network_draws_every_figure(report, tmp_path, width, columns, dark):
     seen = probe(report, tmp_path, width, dark)
     assert seen["errors"] == []
-    assert seen["drawn"] == seen["plots"] == 13
+    assert seen["drawn"] == seen["plots"] == 15
     assert seen["columns"] == columns
     assert seen["page"] <= seen["window"]
