@@ -82,14 +82,19 @@ class Doses(AbstractSignal):
 
     def __call__(self, t: Any) -> Any:
         """Rate of the infusions running at `t`; an infusion is on at its start and off at its end."""
+        return self.running(self.edges() <= t)
+
+    def running(self, past: Any) -> Any:
+        """Rate of the infusions that run where of its edges these are `past`."""
+        count = self.time.shape[0]
         infused = ~(self.duration <= 0)
         rate = jnp.where(infused, self.amount / jnp.where(infused, self.duration, 1.0), 0.0)
-        running = (self.time <= t) & ~(t >= self._stops())
-        total = jnp.sum(jnp.where(running, rate, 0.0))
+        total = jnp.sum(jnp.where(past[:count] & ~past[count : 2 * count], rate, 0.0))
         if self.rules is None:
             return total
-        start, stop, rate = self.rules.restarts.tails()
-        return total + jnp.sum(jnp.where((start <= t) & ~(t >= stop), rate, 0.0))
+        *_, rate = self.rules.restarts.tails()
+        begun, over = jnp.split(past[2 * count :], [rate.shape[1]])
+        return total + jnp.sum(jnp.where(begun[None] & ~over.reshape(rate.shape), rate, 0.0))
 
     def edges(self) -> Any:
         """Starts and ends, and moments at which the state is set anew."""

@@ -98,13 +98,21 @@ def cut(inputs: Any, t0: Any, t1: Any, stops: Any = None) -> Pieces:
     edges = [jnp.asarray(signal.edges()) for signal in signals.values()]
     times = jnp.concatenate([*edges, *([] if stops is None else [stops]), jnp.zeros((0,))])
     times = jax.lax.optimization_barrier(times)
-    event = times[in_order(times)[0]]
+    order, place = in_order(times)
+    event = times[order]
     inner = jnp.clip(event, t0, t1)
     bounds = jnp.concatenate([jnp.asarray(t0)[None], inner, jnp.asarray(t1)[None]])
-    middle = (bounds[:-1] + bounds[1:]) / 2
-    held = {
-        name: jax.vmap(signal)(middle) for name, signal in signals.items() if not isinstance(signal, Sampled)
-    }
+    # What is before a piece, told by order: of one moment too, where an infusion ends as another starts and
+    # the piece between has no length, but moves with its limits.
+    past = (place[None] < jnp.arange(event.shape[0] + 1)[:, None]) & ~jnp.isnan(times)[None]
+    held, first = {}, 0
+    for (name, signal), own in zip(signals.items(), edges, strict=True):
+        mine = past[:, first : first + own.shape[0]]
+        first += own.shape[0]
+        if isinstance(signal, Doses):
+            held[name] = jax.vmap(signal.running)(mine)
+        elif not isinstance(signal, Sampled):
+            held[name] = jax.vmap(signal)((bounds[:-1] + bounds[1:]) / 2)
     return Pieces(event, bounds, held, _amounts(signals, event))
 
 

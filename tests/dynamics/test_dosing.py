@@ -208,3 +208,21 @@ def test_gradients_by_the_times_of_a_sampled_signal_equal_finite_differences():
     found = jax.jit(jax.jacfwd(amounts))(0.25)
     numeric = (amounts(0.25 + 1e-5) - amounts(0.25 - 1e-5)) / 2e-5
     np.testing.assert_allclose(found, numeric, rtol=1e-6)
+
+
+@both_paths
+def test_an_infusion_that_ends_as_the_next_starts_moves_what_it_should(model):
+    """By its duration, and by the start of the next: against central differences across the tie."""
+    times = jnp.array([1.0, 3.5, 6.0, 9.0])
+
+    def seen(model, end, start):
+        iv = Doses(
+            jnp.stack([jnp.zeros(()), start]), jnp.array([10.0, 30.0]), jnp.stack([end, 2.0 + 0 * end])
+        )
+        return simulate(model, model.params(), Inputs(iv, 1.0), times).output.concentration
+
+    at = jnp.asarray(3.0), jnp.asarray(3.0)
+    slopes = jax.jacfwd(functools.partial(seen, model.differentiated("forward")), argnums=(0, 1))(*at)
+    for i, slope in enumerate(slopes):
+        up, down = (seen(model, *(x + h * (i == j) for j, x in enumerate(at))) for h in (1e-5, -1e-5))
+        np.testing.assert_allclose(slope, (up - down) / 2e-5, rtol=1e-5, atol=1e-7)
