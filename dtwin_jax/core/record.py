@@ -246,11 +246,17 @@ def _with_resets(inputs: Any, planned: dict[str, Any], patients: tuple[int, ...]
             told = {"held": np.zeros(signal.time.shape, int), "until": ended.min(axis=-1)}
             rules = replace_fields(next(iter(ruled.values())), told | {"restarts": own})
             found[name] = eqx.tree_at(lambda s: s.rules, signal, rules, is_leaf=lambda leaf: leaf is None)
-        elif not isinstance(signal, Doses) and np.any(own.kind == RESET):
+        elif np.any(own.kind == RESET) and not _resets(own) <= _resets(getattr(signal, "rules", None)):
             raise ValueError(
-                f"scenario: input {name!r} tells of resets, which stay: give Doses, or 0, for it"
+                f"scenario: input {name!r} tells of resets, which stay: give Doses without rules, or 0"
             )
     return found
+
+
+def _resets(rules: Any) -> set[float]:
+    """Times of resets, of all patients."""
+    again = getattr(rules, "restarts", rules)
+    return set() if again is None else set(np.asarray(again.time)[np.asarray(again.kind) == RESET].tolist())
 
 
 def _refuse_cleared(name: str, rules: Rules, others: dict[str, Doses]) -> None:

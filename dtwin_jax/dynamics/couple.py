@@ -131,7 +131,8 @@ def _refuse_driven_elsewhere(join: Join) -> None:
         for name in _dosed_by(model, fed) if model.dosing is not None and fed else ():
             raise ValueError(
                 f"{part}.{name} is driven by a wire, but the dosing of {part} works on it, on a signal given "
-                "beforehand: couple replace(model, dosing=None), or leave it unwired"
+                "beforehand: couple replace(model, dosing=None), which drops lag and bioavailability too, or "
+                "leave it unwired"
             )
 
 

@@ -246,14 +246,12 @@ def _in_few(how: _How, method: Any, part: Any) -> Trajectory:
     def alone(leaves: list[Any]) -> Trajectory:
         def patient(own: list[Any]) -> Trajectory:
             rows = iter(own)
-            each = [leaf if alone else next(rows) for leaf, alone in zip(leaves, how.shared, strict=True)]
+            each = [leaf if same else next(rows) for leaf, same in zip(leaves, how.shared, strict=True)]
             p, inputs, times, after, t0 = jax.tree.unflatten(structure, each)
             return simulate(how.model, p, inputs, times, t0=t0, after=after)
 
         # In turn: a loop over one patient is a third of the time of one over a batch of one.
-        return jax.lax.map(
-            patient, [leaf for leaf, alone in zip(leaves, how.shared, strict=True) if not alone]
-        )
+        return jax.lax.map(patient, [leaf for leaf, same in zip(leaves, how.shared, strict=True) if not same])
 
     def lanes(leaves: list[Any]) -> Trajectory:
         return _in_lanes(how, method, jax.tree.unflatten(structure, leaves), count)

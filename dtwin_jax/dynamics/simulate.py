@@ -256,7 +256,10 @@ def _solve_piece(terms: Any, x: Any, start: Any, stop: Any, times: Any, options:
     """States at `times` (those inside the piece), state at its end, outcome, steps."""
     subs = [diffrax.SubSaveAt(t1=True)]
     if times.shape[0]:
-        subs.append(diffrax.SubSaveAt(ts=jnp.clip(times, start, stop)))
+        # A time at an end of the piece is no part of that end, and does not move with it.
+        low, high = jax.lax.stop_gradient((start, stop))
+        inside = (times >= low) & (times <= high)
+        subs.append(diffrax.SubSaveAt(ts=jnp.where(inside, times, jnp.where(times < low, low, high))))
     found = diffrax.diffeqsolve(terms, t0=start, t1=stop, y0=x, saveat=diffrax.SaveAt(subs=subs), **options)
     ys: Any = found.ys
     end = ys[0][0]

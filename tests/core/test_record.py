@@ -294,10 +294,17 @@ def test_a_steady_state_goes_with_its_doses():
 
 
 def test_a_signal_that_knows_no_resets_is_refused_where_there_are_some():
-    with pytest.raises(
-        ValueError, match="input 'oral' tells of resets, which stay: give Doses, or 0, for it"
-    ):
+    told = "input 'oral' tells of resets, which stay: give Doses without rules, or 0"
+    with pytest.raises(ValueError, match=told):
         scenario(cleared(RESET), until=48.0, every=1.0, oral=Steps([0.0], [3.0]))
+
+
+def test_doses_with_rules_of_their_own_keep_resets_or_are_refused():
+    given = cleared(RESET)
+    same = scenario(given, until=48.0, every=1.0, oral=given.inputs.oral).inputs.oral
+    assert same.rules.restarts.kind.tolist() == given.inputs.oral.rules.restarts.kind.tolist()
+    with pytest.raises(ValueError, match="input 'oral' tells of resets, which stay"):
+        scenario(given, until=48.0, every=1.0, oral=cleared(RESET, at=30.0).inputs.oral)
 
 
 def test_a_scenario_that_makes_no_sense_is_refused():

@@ -18,6 +18,8 @@ from dtwin_jax.dynamics.linear import LinearFlow
 from dtwin_jax.dynamics.model import Model
 from dtwin_jax.dynamics.residual import additive
 from dtwin_jax.dynamics.simulate import simulate
+from dtwin_jax.dynamics.solver import Solver
+from dtwin_jax.models import one_compartment
 
 K = 0.3
 both_paths = pytest.mark.parametrize("model", [exact, stepped], ids=["flow", "solver"])
@@ -226,3 +228,16 @@ def test_an_infusion_that_ends_as_the_next_starts_moves_what_it_should(model):
     for i, slope in enumerate(slopes):
         up, down = (seen(model, *(x + h * (i == j) for j, x in enumerate(at))) for h in (1e-5, -1e-5))
         np.testing.assert_allclose(slope, (up - down) / 2e-5, rtol=1e-5, atol=1e-7)
+
+
+def test_a_measurement_at_the_end_of_an_infusion_does_not_move_with_it():
+    """Into a depot, where the level moves smoothly with the end: the solver against central differences."""
+    steps = replace(one_compartment, flow=None, solver=Solver(rtol=1e-10, atol=1e-12))
+
+    def seen(model, end):
+        given = model.inputs(oral=Doses(jnp.zeros(1), jnp.ones(1), jnp.broadcast_to(end, 1)))
+        return simulate(model, model.params(), given, jnp.array([3.0])).output.concentration[0]
+
+    slope = jax.jacfwd(functools.partial(seen, steps.differentiated("forward")))(3.0)
+    numeric = (seen(one_compartment, 3.0 + 1e-5) - seen(one_compartment, 3.0 - 1e-5)) / 2e-5
+    np.testing.assert_allclose(slope, numeric, rtol=1e-5)
