@@ -133,10 +133,13 @@ def _array(x: Any, dtype: Any) -> Any:
 def _flattened(trees: Any, axes: Any) -> tuple[list[Any], tuple[bool, ...], Any]:
     """Leaves, which of them all patients share, and the structure."""
     nothing = lambda node: node is None  # noqa: E731
-    # As text, for doses without rules hold a None that is no leaf.
-    spread = jax.tree.map(
-        lambda axis, tree: (str(axis),) * len(jax.tree.leaves(tree)), axes, trees, is_leaf=nothing
-    )
+
+    def said(axis: Any, tree: Any) -> tuple[str, ...]:
+        # As text, for doses without rules hold a None that is no leaf. A struct of inputs makes 0.0 of a 0.
+        first = axis is not None and np.ndim(axis) == 0 and axis == 0
+        return ("0" if first else str(axis),) * len(jax.tree.leaves(tree))
+
+    spread = jax.tree.map(said, axes, trees, is_leaf=nothing)
     found = jax.tree.leaves(spread)
     if any(axis not in ("0", "None") for axis in found):
         raise ValueError(

@@ -168,5 +168,14 @@ def test_axes_that_do_not_fit_are_refused():
         )
     with pytest.raises(ValueError, match=r"sizes \[\]"):
         simulate_cohort(stepped, Params(), inputs, TIMES, in_axes=(None, None, None))
+    # A struct of inputs makes a number of an axis.
+    with pytest.raises(ValueError, match=r"sizes \[3, 4\]"):
+        simulate_cohort(
+            stepped,
+            tree(Params(), 3),
+            tree(inputs, 4),
+            TIMES,
+            in_axes=(0, Inputs(iv=0, clearance_ratio=0), None),
+        )
     with pytest.raises(ValueError, match="wanted 0"):
         simulate_cohort(stepped, tree(Params(), 3), inputs, TIMES, in_axes=(1, None, None))
