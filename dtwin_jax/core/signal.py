@@ -72,13 +72,21 @@ class Doses(AbstractSignal):
     rules: Rules | None
     given: Vector | None
 
-    def __init__(self, time: Any, amount: Any, duration: Any = 0.0, *, rules: Rules | None = None):
+    def __init__(
+        self,
+        time: Any,
+        amount: Any,
+        duration: Any = 0.0,
+        *,
+        rules: Rules | None = None,
+        given: Any = None,
+    ):
         """Lists or arrays of one length; an amount or duration that all doses share may be one number."""
         self.time = _floats(time)
         self.amount = _for_each("Doses", "amount", _floats(amount), self.time)
         self.duration = _for_each("Doses", "duration", _floats(duration), self.time)
         self.rules = rules
-        self.given = None
+        self.given = None if given is None else _for_each("Doses", "given", _floats(given), self.time)
 
     def __call__(self, t: Any) -> Any:
         """Rate of the infusions running at `t`; an infusion is on at its start and off at its end."""

@@ -1,5 +1,7 @@
 """Signals against values worked by hand, NumPy's interpolation, and slow loops."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -182,3 +184,10 @@ def test_all_doses_are_infused_or_only_those_that_a_table_leaves_to_the_model():
     np.testing.assert_array_equal(as_modelled(scale(doses, 0.5), rate=3.0).duration[:3], [0.0, 1.0, 1.0])
     plain = Doses([0.0], [6.0])
     assert as_modelled(plain, duration=5.0).duration == [0.0] and as_modelled(4.0, rate=1.0) == 4.0
+
+
+def test_doses_can_be_replaced_field_by_field():
+    late = delay(Doses([0.0, 12.0], [3.0, 4.0], [0.0, 2.0]), 1.5)
+    twice = replace(late, amount=2.0 * late.amount)
+    assert twice.amount.tolist() == [6.0, 8.0]
+    assert twice.time.tolist() == [1.5, 13.5] and twice.given.tolist() == [0.0, 12.0]
