@@ -425,11 +425,11 @@ def glucose_alone() -> dict[str, Any]:
         ).output.glucose[None]
     )
     given = assign(jax.tree.map(lambda leaf: np.full(1, leaf), minimal_model.params()), p)
-    cohort = lambda p, times: (
-        simulate_cohort(  # noqa: E731
-            minimal_model, p, Insulin(insulin=insulin), times, in_axes=(0, None, None)
-        ).output.glucose
-    )
+
+    def cohort(p: Any, times: Any) -> Any:
+        u = Insulin(insulin=insulin)
+        return simulate_cohort(minimal_model, p, u, times, in_axes=(0, None, None)).output.glucose
+
     calls = called({"dtwin_jax, lanes": cohort}, given, times) | called(in_cpp(insulin), p, times)
     calls |= called(
         {
