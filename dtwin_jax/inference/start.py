@@ -101,8 +101,8 @@ def _descend(density: Any, data: tuple, drawn: Any, held: Any, dense: bool) -> t
         base, _, push = _where(turn, best, here)
         moment = _where(turn, memory, moment)
         moved, moment = optimiser.update(jnp.where(held, 0.0, jnp.nan_to_num(push)), moment, base)
-        following = drawn[jnp.minimum(i + 1, rounds - 1)]
-        following = jnp.where(i + 1 < rounds, following, optax.apply_updates(base, moved))
+        climbed: Any = optax.apply_updates(base, moved)
+        following = jnp.where(i + 1 < rounds, drawn[jnp.minimum(i + 1, rounds - 1)], climbed)
         apart = nudges[jnp.clip(i + 1 - searched, 0, len(nudges) - 1)]
         following = jnp.where(i + 1 < searched, following, _least(best)[0] + apart)
         return (following, moment, best), slope
