@@ -126,12 +126,17 @@ def _untrusted(tree: Any) -> list[str]:
         (left & ~far, f"fewer than {settings['efficiency']:.0%} of the proposals are effective"),
     ):
         if np.any(bad):
-            names = ", ".join(map(str, stats["patient"].values[bad][:10]))
             said.append(
-                f"{what} for {np.sum(bad)} of {len(bad)} patients ({names}): their draws by weights are not "
-                "their posterior; give a fallback, or use Nuts"
+                f"{what} for {_counted(stats, bad)}: their draws by weights are not their posterior; "
+                "give a fallback, or use Nuts"
             )
     return said
+
+
+def _counted(stats: Any, chosen: Any) -> str:
+    """How many of the patients these are, and who, as far as there is room."""
+    names = ", ".join(map(str, stats["patient"].values[chosen][:10]))
+    return f"{np.sum(chosen)} of {len(chosen)} patients ({names})"
 
 
 def _guided(tree: Any) -> bool:
@@ -154,9 +159,8 @@ def _unlike(tree: Any) -> list[str]:
     stats = tree["sample_stats"]
     far = ~(stats["pareto_k"].values <= limit)
     if np.any(far):
-        names = ", ".join(map(str, stats["patient"].values[far][:10]))
         said.append(
-            f"Pareto k is above {limit:g} for the effects of {np.sum(far)} of {len(far)} patients ({names}): "
+            f"Pareto k is above {limit:g} for the effects of {_counted(stats, far)}: "
             "theirs may be misplaced or too narrow"
         )
     return said
