@@ -7,6 +7,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dtwin_jax.core.quantity import check_names, replace_fields
@@ -155,6 +156,11 @@ def buckets(records: Mapping[str, Record], count: int) -> list[Cohort]:
     by_size = sorted(records, key=lambda patient: _size(records[patient]))
     groups = np.array_split(np.arange(len(by_size)), min(count, len(by_size)))
     return [stack({by_size[i]: records[by_size[i]] for i in group}) for group in groups]
+
+
+def repeated(record: Record, times: int) -> Record:
+    """A record of stacked patients with all of them `times` times, one round after the other."""
+    return jax.tree.map(lambda leaf: jnp.tile(leaf, (times,) + (1,) * (jnp.ndim(leaf) - 1)), record)
 
 
 def scenario(record: Record, *, until: float, every: float, **inputs: Any) -> Record:

@@ -130,8 +130,3 @@ def logits_of(shares: np.ndarray) -> np.ndarray:
 def of_class(record: Record, number: Any) -> Record:
     """Patients who are taken to be of classes (patient,), from 0."""
     return replace(record, known=dict(record.known) | {CLASS: number})
-
-
-def in_every_class(tree: Any, classes: int) -> Any:
-    """Arrays with a leading patient axis, as often as there are classes."""
-    return jax.tree.map(lambda leaf: jnp.tile(leaf, (classes,) + (1,) * (jnp.ndim(leaf) - 1)), tree)

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dtwin_jax.core.record import SEEN, Record
+from dtwin_jax.core.record import SEEN, Record, repeated
 from dtwin_jax.inference.density import standard_promotion
 from dtwin_jax.inference.gauss_newton import climbed
 from dtwin_jax.inference.marginal import Marginal
-from dtwin_jax.inference.mixture import in_every_class, of_class
+from dtwin_jax.inference.mixture import of_class
 from dtwin_jax.inference.nodes import Nodes
 from dtwin_jax.inference.posteriors import measured
 
@@ -37,7 +37,7 @@ class Objective:
         self.record, self.scattered = record, scattered
         if self.classes > 1:
             number = np.repeat(np.arange(self.classes), self.patients)
-            self.record = of_class(in_every_class(record, self.classes), number)
+            self.record = of_class(repeated(record, self.classes), number)
         if self.classes > 1 and scattered is not None:
             times = (1, self.classes)
             self.scattered = Nodes(np.tile(scattered.at, (*times, 1)), np.tile(scattered.log_weight, times))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dtwin_jax.core.predictor import central, likelihood_of, predict_cohort
-from dtwin_jax.core.record import Cohort, Record
+from dtwin_jax.core.record import Cohort, Record, repeated
 from dtwin_jax.inference.density import parameters, standard_promotion
 from dtwin_jax.inference.population import PopulationDensity
 
@@ -109,7 +109,7 @@ def evaluated(f: Any, names: tuple, base: Any, record: Record, theta: Any, keys:
     draws, patients, _ = theta.shape
     # Draws of all patients are solved together, so many that a block is worth it.
     side = max(min(_POINTS // patients, draws), 1)
-    rows = jax.tree.map(lambda leaf: jnp.tile(leaf, (side,) + (1,) * (jnp.ndim(leaf) - 1)), record)
+    rows = repeated(record, side)
 
     def point(predicted: Any, record: Record, key: Any) -> tuple:
         keys = jax.random.split(key, len(predicted))

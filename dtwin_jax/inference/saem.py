@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dtwin_jax.core.record import Record
+from dtwin_jax.core.record import Record, repeated
 from dtwin_jax.inference.density import standard_promotion
 from dtwin_jax.inference.effects import Effects, log_normal_density
 from dtwin_jax.inference.marginal import Marginal
@@ -114,7 +114,7 @@ def approximated(
     """
     parts, patients = _Parts(effects), record.t0.shape[0]
     chains = -(-_DRAWS // patients)
-    rows = jax.tree.map(lambda leaf: jnp.tile(leaf, (chains,) + (1,) * (jnp.ndim(leaf) - 1)), record)
+    rows = repeated(record, chains)
     at = np.asarray(_middle(effects, psi, rows))
     scale = np.ones((at.shape[0], at.shape[1] + 1))
     about = at[:patients]
